@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``python -m images``: make, list and remove what gets booted, and boot it for a person."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from images.errors import BuildError
+
+_INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m images", description=__doc__)
+    top.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where images are kept (default: $TDX_E2E_CACHE, or tdx-e2e in the user's cache folder)",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    setup = commands.add_parser("setup-host", help="install the Debian packages that are missing")
+    setup.add_argument("--check", action="store_true", help="only say what is missing")
+
+    build = commands.add_parser("build", help="build what is not in the cache")
+    build.add_argument(
+        "what",
+        nargs="?",
+        default="all",
+        choices=("all", "kernel", "rootfs", "payloads"),
+        metavar="WHAT",
+        help="kernel, rootfs, payloads or all (default)",
+    )
+    _add_kernel_options(build)
+    build.add_argument(
+        "--refresh", action="store_true", help="ask the mirror for a newer point release of the kernel"
+    )
+
+    commands.add_parser("list", help="what is in the cache: size, age, content hash")
+
+    clean = commands.add_parser("clean", help="remove images that the present sources do not make")
+    clean.add_argument("--all", action="store_true", help="remove everything, also what is up to date")
+
+    shell = commands.add_parser("shell", help="boot the nested host and get its console")
+    _add_kernel_options(shell)
+    shell.add_argument("--cpus", type=int, default=2, metavar="N", help="logical CPUs (default 2)")
+    shell.add_argument("--sockets", type=int, default=1, metavar="N", help="packages (default 1)")
+    shell.add_argument("--memory", type=int, default=1536, metavar="MIB", help="MiB (default 1536)")
+    shell.add_argument("--keyids", type=int, default=16, metavar="N", help="TDX KeyIDs (default 16)")
+    shell.add_argument("--max-vcpus", type=int, default=576, metavar="N", help="per TD, as the module says")
+    shell.add_argument("--qemu", default="qemu-system-x86_64", metavar="BINARY", help="QEMU to run")
+    return top
+
+
+def _add_kernel_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--flavour", default="upstream", metavar="F", help="kernel flavour (default upstream)"
+    )
+    command.add_argument(
+        "--kernel-tree", type=Path, metavar="DIR", help="build this tree (it is not modified), not Debian's"
+    )
+    command.add_argument(
+        "--kernel-version",
+        metavar="V",
+        help="of Debian's kernel source: 7.3, 7.3.4 or a whole Debian version",
+    )
+    command.add_argument(
+        "--mirror",
+        metavar="URI",
+        help="Debian archive (default: $TDX_E2E_MIRROR, or the one of the host's apt)",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.command == "setup-host":
+            from images.hostsetup import set_up
+
+            return set_up(check_only=arguments.check)
+        from images import cli
+
+        return cli.run(arguments)
+    except BuildError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)
+        if error.log is not None:
+            print(f"  log:  {error.log}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "images":
+            raise
+        print(f"error: the Python package {error.name} is not installed", file=sys.stderr)
+        print("  hint: run this in tox's environment, e.g. `tox -e nested`", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the cache is as it was", file=sys.stderr)
+        return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

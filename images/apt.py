@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian packages by the host's own apt client, without root and without touching the host's apt.
+
+Only apt's network settings (proxy, authentication) are the host's; lists, cache and sources are private.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.cache import Cache
+from images.commands import Log, run
+from images.errors import BuildError, CommandError
+
+MIRROR_ENV = "TDX_E2E_MIRROR"
+_KEYRINGS = (
+    Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
+    Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
+)
+_SUITES = {
+    *("oldoldstable", "oldstable", "stable", "testing", "unstable"),
+    *("bullseye", "bookworm", "trixie", "forky", "duke", "sid"),
+}
+_INDEX = re.compile(r"^'([a-z+]+:/.*?)/*/dists/([^/]+)/([^/]+)/binary-amd64/Packages")
+_NO_NETWORK = re.compile(
+    r"Could not resolve|Temporary failure|Network is unreachable|Could not connect|"
+    r"Connection (refused|timed out)|Unable to connect"
+)
+_NOT_THERE = re.compile(r"does not have a Release|404 +Not Found|Malformed Release|no longer has a Release")
+_UNTRUSTED = re.compile(r"NO_PUBKEY|not signed|signatures? (were|was) invalid|couldn't be verified|EXPKEYSIG")
+_MIRROR_HINT = f"name another mirror with --mirror or {MIRROR_ENV}"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One line of what the host's apt reads its packages from."""
+
+    uri: str
+    suite: str
+    component: str
+
+
+def parse_uris(lines: list[str]) -> list[Repository]:
+    """Repositories from ``apt-get update --print-uris``, in the order of the host's configuration."""
+    matches = (_INDEX.match(line) for line in lines)
+    return [Repository(match[1], match[2], match[3]) for match in matches if match]
+
+
+def choose_mirror(repositories: list[Repository]) -> str | None:
+    """The first repository that is a whole Debian archive: one of Debian's own suites (no -security, no
+    -updates, no vendor's) with ``main``, preferably one called ``debian``."""
+    whole = [
+        repository.uri
+        for repository in repositories
+        if repository.component == "main" and repository.suite in _SUITES
+    ]
+    return next((uri for uri in whole if uri.endswith("/debian")), next(iter(whole), None))
+
+
+def mirror(override: str | None, log: Log) -> str:
+    """The URI of the Debian archive to use: an option, $TDX_E2E_MIRROR, or what the host's apt uses.
+
+    apt itself reads its configuration, so one-line and deb822 sources, disabled ones and includes are
+    all understood as apt understands them.
+    """
+    named = override or os.environ.get(MIRROR_ENV)
+    if named:
+        if not re.match(r"^[a-z+]+:/", named):
+            raise BuildError(
+                f"the mirror {named!r} is not a URI",
+                hint="write it as in apt's sources, e.g. file:/srv/debian",
+            )
+        return named.rstrip("/")
+    if shutil.which("apt-get") is None:
+        raise BuildError(
+            "this machine has no apt-get, which fetches the kernel source and the root file system",
+            hint="build on Debian, or in a Debian container",
+        )
+    lines = run(
+        ["apt-get", "update", "--print-uris"],
+        log=log,
+        what="reading the host's apt configuration failed",
+    )
+    chosen = choose_mirror(parse_uris(lines))
+    if chosen is None:
+        raise BuildError(
+            "this machine's apt configuration names no Debian archive", hint=_MIRROR_HINT, log=log.path
+        )
+    return chosen
+
+
+def keyring() -> Path:
+    """The host's keyring of Debian's archive keys; signatures are checked against it."""
+    for path in _KEYRINGS:
+        if path.exists():
+            return path
+    raise BuildError(
+        "Debian's archive keys are not on this machine",
+        hint="install debian-archive-keyring (`python3 -m images setup-host`)",
+    )
+
+
+class PrivateApt:
+    """An apt client for one suite with its own lists and cache.
+
+    :param suite: e.g. ``trixie-backports``; component main, architecture amd64.
+    """
+
+    def __init__(self, cache: Cache, mirror_uri: str, suite: str, log: Log) -> None:
+        self.suite = suite
+        self.mirror = mirror_uri
+        self._log = log
+        self._root = cache.apt / suite
+        self._config = self._root / "apt.conf"
+
+    def update(self) -> None:
+        """Fetch the package lists.
+
+        :raises BuildError: no network; the mirror lacks the suite; a signature that does not verify.
+        """
+        for folder in ("lists/partial", "archives/partial", "etc"):
+            (self._root / folder).mkdir(parents=True, exist_ok=True)
+        (self._root / "status").touch()
+        (self._root / "etc/sources.list").write_text(
+            f"deb [arch=amd64 signed-by={keyring()}] {self.mirror} {self.suite} main\n"
+        )
+        self._config.write_text(self._configuration())
+        self._apt(
+            "apt-get", "update", "--error-on=any", what=f"reading the package lists of {self.suite} failed"
+        )
+
+    def versions(self, prefix: str, pattern: str) -> list[tuple[str, str]]:
+        """(package, version) of all packages named ``prefix`` and something that matches the expression."""
+        names = self._apt("apt-cache", "pkgnames", prefix, what="listing packages failed")
+        matching = sorted(name for name in names if re.fullmatch(re.escape(prefix) + pattern, name))
+        if not matching:
+            return []
+        lines = self._apt("apt-cache", "madison", *matching, what="listing versions failed")
+        rows = [[field.strip() for field in line.split("|")] for line in lines if line.count("|") == 2]
+        return [(row[0], row[1]) for row in rows]
+
+    def download(self, package: str, version: str, folder: Path) -> Path:
+        """Fetch one package, checked against the signed lists, into an empty folder."""
+        self._apt(
+            "apt-get",
+            "download",
+            f"{package}={version}",
+            cwd=folder,
+            what=f"downloading {package} {version} failed",
+        )
+        return next(folder.glob(f"{package}_*.deb"))
+
+    def _apt(self, tool: str, *words: str, what: str, cwd: Path | None = None) -> list[str]:
+        try:
+            return run([tool, "-q", "-c", self._config, *words], log=self._log, what=what, cwd=cwd)
+        except CommandError as error:
+            raise explain(error, self.mirror, self.suite) from error
+
+    def _configuration(self) -> str:
+        root = self._root
+        settings = {
+            "Dir::State": root,
+            "Dir::State::status": root / "status",
+            "Dir::State::lists": root / "lists",
+            "Dir::Cache": root,
+            "Dir::Cache::archives": root / "archives",
+            "Dir::Etc::sourcelist": root / "etc/sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "APT::Architecture": "amd64",
+            "APT::Sandbox::User": "root",
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+            "Acquire::http::Timeout": "30",
+        }
+        hooks = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
+        clear = [f"#clear {name};" for name in ("APT::Architectures", *hooks)]
+        targets = 'Acquire::IndexTargets { deb::DEP-11::DefaultEnabled "false"; };'
+        return "\n".join([*clear, *(f'{key} "{value}";' for key, value in settings.items()), targets, ""])
+
+
+def explain(error: CommandError, mirror_uri: str, suite: str) -> BuildError:
+    """What a failure of apt's or mmdebstrap's means, from what it printed."""
+    text = "\n".join(error.output)
+    if _NO_NETWORK.search(text):
+        return BuildError(
+            f"no network: {mirror_uri} cannot be reached",
+            hint=f"check the connection and apt's proxy settings, or {_MIRROR_HINT}",
+            log=error.log,
+        )
+    if _UNTRUSTED.search(text):
+        return BuildError(
+            f"the signature of {suite} on {mirror_uri} does not verify",
+            hint="update debian-archive-keyring, or " + _MIRROR_HINT,
+            log=error.log,
+        )
+    if _NOT_THERE.search(text):
+        return BuildError(f"{mirror_uri} does not have {suite}", hint=_MIRROR_HINT, log=error.log)
+    return error

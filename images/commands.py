@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running the tools that build images: everything they print goes to a log file."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from images.errors import BuildError, CommandError
+
+_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_TERM_SECONDS = 10.0
+_KEPT_LINES = 400
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment that tools get: untranslated messages, and the sbin folders, where mke2fs lives."""
+    env = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "LANGUAGE"}}
+    path = env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
+    env["PATH"] = ":".join([*path, *(folder for folder in _SYSTEM_FOLDERS if folder not in path)])
+    env["LC_ALL"] = "C.UTF-8"
+    env.update(extra or {})
+    return env
+
+
+def require_tools(tools: Mapping[str, str], what: str) -> None:
+    """Raise :class:`BuildError` naming every missing tool at once.
+
+    :param tools: command → Debian package that has it.
+    :param what: what the tools are needed for.
+    """
+    path = environment()["PATH"]
+    missing = {tool: package for tool, package in tools.items() if shutil.which(tool, path=path) is None}
+    if missing:
+        raise BuildError(
+            f"{', '.join(sorted(missing))} not found on this machine; needed for {what}",
+            hint="run `python3 -m images setup-host`, or install " + " ".join(sorted(set(missing.values()))),
+        )
+
+
+class Log:
+    """The log file of one build; every command and every line that it printed, as they came.
+
+    :param path: made anew, with its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file: IO[bytes] = path.open("wb", buffering=0)
+
+    def write(self, text: str) -> None:
+        self._file.write(text.encode(errors="surrogateescape"))
+
+    def note(self, text: str) -> None:
+        """One line of our own, marked as such."""
+        self.write(f"# {text}\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def child(
+    argv: Sequence[str | Path],
+    *,
+    log: Log,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.STDOUT,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that cannot outlive us: its group is ended when the block is left early, and the kernel
+    sends it SIGTERM should we be killed.  The caller waits for it and judges its exit."""
+    words = [str(word) for word in argv]
+    log.write(f"+ {f'cd {shlex.quote(str(cwd))} && ' if cwd else ''}{shlex.join(words)}\n")
+    try:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", "--", *words],
+            cwd=cwd,
+            env=environment(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise BuildError(
+            f"cannot start {words[0]}: {error.strerror}: {error.filename}",
+            hint="run `python3 -m images setup-host`",
+            log=log.path,
+        ) from error
+    try:
+        yield process
+    except BaseException:
+        _end_group(process)
+        raise
+    finally:
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        if process.poll() is None:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(timeout=_TERM_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    log: Log,
+    what: str,
+    hint: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    input_file: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Run a tool to its end and return the last lines that it printed (standard error included).
+
+    :param what: what fails when the tool does, for the message.
+    :param input_file: its standard input, /dev/null by default.
+    :param on_line: called with every line, without its newline, as it comes.
+    :raises CommandError: exit status other than 0.
+    """
+    kept: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+    with contextlib.ExitStack() as stack:
+        stdin: int | IO[bytes] = subprocess.DEVNULL
+        if input_file is not None:
+            stdin = stack.enter_context(input_file.open("rb"))
+        started = time.monotonic()
+        process = stack.enter_context(child(argv, log=log, cwd=cwd, env=env, stdin=stdin))
+        assert process.stdout is not None
+        for raw in process.stdout:
+            line = raw.decode(errors="replace").rstrip("\n")
+            log.write(line + "\n")
+            kept.append(line)
+            if on_line is not None:
+                on_line(line)
+        status = process.wait()
+        log.note(f"exit {status} after {time.monotonic() - started:.1f} s")
+    if status:
+        raise failure(what, status, tuple(kept), hint=hint, log=log.path)
+    return list(kept)
+
+
+def failure(
+    what: str, status: int, output: tuple[str, ...], *, hint: str = "", log: Path | None = None
+) -> CommandError:
+    """The error for a tool that failed, with the last telling line that it printed."""
+    how = f"exit status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
+    last = next((line.strip() for line in reversed(output) if line.strip()), "no output")
+    if any("No space left on device" in line for line in output):
+        last, hint = "no space left on device", hint or "free some space, or move the cache (TDX_E2E_CACHE)"
+    return CommandError(f"{what} ({how}): {last}", returncode=status, output=output, hint=hint, log=log)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the machine itself has to have.
+
+Standard library only, and no more of this package than its errors: it runs on a bare python3, before
+anything is installed.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.errors import BuildError
+
+_OLDEST_PYTHON = (3, 11)
+_PATH = ":".join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that has to be installed.
+
+    :param package: Debian's package that has it.
+    :param shows: what shows that it is there, on any distribution: commands, absolute paths, and
+        ``python:NAME`` for modules of the running interpreter.  All have to be there; ``a|b`` is either.
+    """
+
+    package: str
+    what_for: str
+    shows: tuple[str, ...]
+
+    def is_met(self) -> bool:
+        return all(any(_is_there(item) for item in choice.split("|")) for choice in self.shows)
+
+
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring"
+NEEDS = (
+    Need("tox", "running the suite and its checks", ("tox",)),
+    Need("python3-venv", "tox's environments", ("python:venv", "python:ensurepip")),
+    Need("qemu-system-x86", "the nested host", ("qemu-system-x86_64",)),
+    Need("debian-archive-keyring", "signatures of packages", (f"{_KEYRING}.gpg|{_KEYRING}.pgp",)),
+    Need("gpgv", "signatures of packages", ("gpgv|sqv",)),
+    Need("mmdebstrap", "the root file system", ("mmdebstrap",)),
+    Need("uidmap", "the root file system, without root", ("newuidmap",)),
+    Need("fakeroot", "the root file system", ("fakeroot",)),
+    Need("e2fsprogs", "disk images", ("mke2fs",)),
+    Need("gcc", "the kernel, init, payloads", ("gcc",)),
+    Need("binutils", "the kernel, init, payloads", ("ld", "strip", "objcopy", "ar")),
+    Need(
+        "libc6-dev",
+        "init, and the kernel's own tools",
+        ("/usr/lib/x86_64-linux-gnu/libc.a|/usr/lib64/libc.a",),
+    ),
+    Need("make", "the kernel", ("make",)),
+    Need("flex", "the kernel", ("flex",)),
+    Need("bison", "the kernel", ("bison",)),
+    Need("bc", "the kernel", ("bc",)),
+    Need("perl", "the kernel", ("perl",)),
+    Need("libelf-dev", "the kernel's objtool", ("/usr/include/gelf.h",)),
+    Need("patch", "the kernel", ("patch",)),
+    Need("xz-utils", "the kernel's source", ("xz",)),
+)
+
+
+def _is_there(item: str) -> bool:
+    kind, _, name = item.rpartition(":")
+    if kind == "python":
+        return importlib.util.find_spec(name) is not None
+    if item.startswith("/"):
+        return Path(item).exists()
+    return shutil.which(item, path=_PATH) is not None
+
+
+def distribution() -> str:
+    """The ``ID`` of os-release: ``debian``, ``fedora`` …"""
+    try:
+        return platform.freedesktop_os_release().get("ID", "")
+    except OSError:
+        return ""
+
+
+def missing() -> list[Need]:
+    """What is not there."""
+    return [need for need in NEEDS if not need.is_met()]
+
+
+def install_command(packages: list[str], *, as_root: bool) -> list[list[str]]:
+    """The commands that install Debian packages, through sudo when not root."""
+    front = [] if as_root else ["sudo"]
+    get = [*front, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300"]
+    return [[*get, "update"], [*get, "install", "--yes", "--no-install-recommends", *packages]]
+
+
+def set_up(*, check_only: bool = False) -> int:
+    """Install what is missing, or say what to install; returns the exit status.
+
+    :raises BuildError: this machine cannot be used, or the installation failed.
+    """
+    if platform.machine() != "x86_64" or sys.platform != "linux":
+        raise BuildError(
+            f"this machine is {sys.platform} on {platform.machine()}; the suite needs Linux on x86_64"
+        )
+    if sys.version_info < _OLDEST_PYTHON:
+        raise BuildError(
+            f"Python {platform.python_version()} is too old: 3.11 or newer is needed",
+            hint="Debian 12 and newer have it",
+        )
+    lacking = missing()
+    if not lacking:
+        print("setup-host: everything that is needed is installed")
+        return _check_user()
+    for need in lacking:
+        print(f"setup-host: missing {need.package} ({need.what_for})")
+    packages = [need.package for need in lacking]
+    if distribution() != "debian":
+        print("setup-host: on Debian these packages would be installed; install your distribution's:")
+        print("  " + " ".join(packages))
+        return 1
+    if check_only:
+        print("setup-host: to install: apt-get install " + " ".join(packages))
+        return 1
+    as_root = os.geteuid() == 0
+    if not as_root and shutil.which("sudo") is None:
+        raise BuildError(
+            "installing packages needs root, and there is no sudo here",
+            hint="as root: apt-get install " + " ".join(packages),
+        )
+    for command in install_command(packages, as_root=as_root):
+        print("setup-host: " + shlex.join(command), flush=True)
+        status = subprocess.run(
+            command, check=False, stdin=None if sys.stdin.isatty() else subprocess.DEVNULL
+        )
+        if status.returncode:
+            raise BuildError(
+                f"{shlex.join(command)} failed with exit status {status.returncode}",
+                hint="its output stands above; check the network, and that apt works here",
+            )
+    importlib.invalidate_caches()
+    still = [need.package for need in missing()]
+    if still:
+        raise BuildError(
+            f"{', '.join(still)} installed, and still not found",
+            hint="python3 in the PATH should be Debian's" if "python3-venv" in still else "look at the PATH",
+        )
+    print("setup-host: done")
+    return _check_user()
+
+
+def _check_user() -> int:
+    """Without root, mmdebstrap works as subordinate users of ours."""
+    if os.geteuid() == 0:
+        return 0
+    user = getpass.getuser()
+    for path in (Path("/etc/subuid"), Path("/etc/subgid")):
+        lines = path.read_text().splitlines() if path.exists() else []
+        if not any(line.split(":")[0] in {user, str(os.getuid())} for line in lines):
+            print(f"setup-host: {user} has no subordinate ids in {path}, which a build without root needs")
+            print(f"  sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}")
+            return 1
+    return 0

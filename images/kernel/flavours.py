@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which kernels can be built, read from ``flavours.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.errors import BuildError
+
+HERE = Path(__file__).parent
+DEFAULT = "upstream"
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A kernel to build.
+
+    :param patches: its own patches, in order; the hooks are not among them.
+    :param kvm_unchanged: the build has to prove that KVM's sources are those of the base.
+    """
+
+    name: str
+    summary: str
+    patches: tuple[Path, ...]
+    kvm_unchanged: bool
+
+
+def hook_patches(folder: Path = HERE) -> tuple[Path, ...]:
+    """The patches that every flavour gets, outside KVM, in order."""
+    return tuple(sorted((folder / "patches/hooks").glob("*.patch")))
+
+
+def load(folder: Path = HERE) -> dict[str, Flavour]:
+    """All flavours by name.
+
+    :raises BuildError: the file is wrong, or a series has no patch.
+    """
+    path = folder / "flavours.toml"
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BuildError(f"{path}: {error}") from error
+    found = {}
+    for name, table in tables.items():
+        unknown = set(table) - {"summary", "series", "kvm_unchanged"}
+        if unknown:
+            raise BuildError(f"{path}: flavour {name}: unknown key {', '.join(sorted(unknown))}")
+        patches: list[Path] = []
+        for series in table.get("series", []):
+            own = sorted((folder / "patches" / series).glob("*.patch"))
+            if not own:
+                raise BuildError(f"{path}: flavour {name}: patches/{series} has no patch")
+            patches += own
+        found[name] = Flavour(
+            name, table.get("summary", ""), tuple(patches), bool(table.get("kvm_unchanged", False))
+        )
+    return found
+
+
+def get(name: str, folder: Path = HERE) -> Flavour:
+    """One flavour.
+
+    :raises BuildError: there is none of that name.
+    """
+    known = load(folder)
+    if name not in known:
+        raise BuildError(f"there is no kernel flavour {name!r}", hint=f"flavours: {', '.join(sorted(known))}")
+    return known[name]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the files of a tree become by our patches and additions, worked out beside the tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.commands import Log, run
+from images.errors import BuildError, CommandError
+
+_NAMED = re.compile(
+    rb"^--- (?:a/)?([^\t\n\r]+).*\n\+\+\+ (?:b/|a/)?([^\t\n\r]+)|^rename from (.+)\nrename to (.+)$",
+    re.MULTILINE,
+)
+
+
+class PatchError(BuildError):
+    """A patch does not apply to this version."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Files that are to differ from the base.
+
+    :param files: path → (content, executable).
+    :param removed: paths that are not to be there.
+    """
+
+    files: Mapping[str, tuple[bytes, bool]]
+    removed: frozenset[str]
+
+    @property
+    def paths(self) -> set[str]:
+        return set(self.files) | self.removed
+
+
+def paths_of(patch: bytes) -> list[str]:
+    """The paths that a patch names, without a/ and b/, in order of appearance."""
+    found: dict[str, None] = {}
+    for match in _NAMED.finditer(patch):
+        for name in match.groups():
+            if name is not None and name.strip() != b"/dev/null":
+                found[name.decode().strip()] = None
+    return list(found)
+
+
+def work_out(
+    original: Callable[[str], bytes | None],
+    steps: Iterable[tuple[Path, ...] | Mapping[str, bytes]],
+    work: Path,
+    *,
+    version: str,
+    log: Log,
+) -> Changes:
+    """Apply patches and additions, in order, to the base's files.
+
+    :param original: path → the base's content, None where the base has no such file.
+    :param steps: each is a series of patches, or a mapping of path → content to add.
+    :param work: an empty folder.
+    :param version: of the base, for the message.
+    :raises PatchError: naming the patch and the file.
+    """
+    tree = work / "tree"
+    tree.mkdir()
+    touched: set[str] = set()
+
+    def bring(path: str) -> None:
+        if path not in touched:
+            touched.add(path)
+            content = original(path)
+            if content is not None:
+                _write(tree / path, content)
+
+    for step in steps:
+        if isinstance(step, Mapping):
+            for path, content in step.items():
+                touched.add(path)
+                _write(tree / path, content)
+            continue
+        for patch in step:
+            for path in paths_of(patch.read_bytes()):
+                bring(path)
+            _apply(patch, tree, version, log)
+    files = {path: (tree / path).read_bytes() for path in sorted(touched) if (tree / path).is_file()}
+    return Changes(
+        {path: (content, content.startswith(b"#!")) for path, content in files.items()},
+        frozenset(path for path in touched if path not in files and original(path) is not None),
+    )
+
+
+def _apply(patch: Path, tree: Path, version: str, log: Log) -> None:
+    command: list[str | Path] = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch"]
+    command += ["--reject-file=-", "-i", patch]
+    try:
+        run(command, log=log, cwd=tree, what=f"{patch.name} does not apply")
+    except CommandError as error:
+        where = ""
+        for line in error.output:
+            if named := re.match(r"(?:patching|checking) file '?(.+?)'?$", line):
+                where = named[1]
+            if "FAILED" in line or "can't find file" in line or "previously applied" in line:
+                break
+        raise PatchError(
+            f"the patch {patch.parent.name}/{patch.name} does not apply to Linux {version}"
+            + (f" (in {where})" if where else ""),
+            hint=f"adapt {patch}, or take another version with --kernel-version",
+            log=log.path,
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)

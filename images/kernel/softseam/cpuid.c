@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The CPUID that a TD sees: what the CPU has, less what TDX hides, plus what
+ * the host configures where it may.
+ */
+#include <linux/string.h>
+#include <asm/cpuid/api.h>
+
+#include "softseam.h"
+
+#define NO_SUBLEAF	0xffffffffU
+#define ALL		0xffffffffU
+
+/* CPUID.1:ECX bits that a TD always has, or never: x2APIC, hypervisor; VMX, SMX, MONITOR, PCID-less */
+#define ECX1_FIXED1	(BIT_U32(13) | BIT_U32(21) | BIT_U32(23) | BIT_U32(30) | BIT_U32(31))
+#define ECX1_NEVER	(BIT_U32(3) | BIT_U32(5) | BIT_U32(6) | BIT_U32(27))
+#define ECX1_CONFIG	(BIT_U32(4) | BIT_U32(7) | BIT_U32(8) | BIT_U32(11) | BIT_U32(14) | BIT_U32(18) | BIT_U32(24))
+#define EBX7_CONFIG	(BIT_U32(4) | BIT_U32(11) | BIT_U32(14))
+#define ECX7_CONFIG	(BIT_U32(5) | BIT_U32(13) | BIT_U32(16) | BIT_U32(24))
+
+struct virtual_leaf {
+	u32 leaf, subleaf;
+	struct seam_cpuid config;	/* the host decides */
+	struct seam_cpuid native;	/* the CPU decides */
+	struct seam_cpuid fixed1;
+};
+
+#define V(a, b, c, d)	{ .val = { a, b, c, d } }
+
+static const struct virtual_leaf leaves[] = {
+	{ 0, NO_SUBLEAF, .native = V(0, ALL, ALL, ALL), .fixed1 = V(0x1f, 0, 0, 0) },
+	{ 1, NO_SUBLEAF,
+	  .config = V(0x0fff3fff, 0x00ff0000, ECX1_CONFIG, BIT_U32(22)),
+	  .native = V(0, 0x0000ff00, ~(ECX1_CONFIG | ECX1_NEVER), ~BIT_U32(22)),
+	  .fixed1 = V(0, 0, ECX1_FIXED1, 0) },
+	{ 7, 0,
+	  .config = V(0, EBX7_CONFIG, ECX7_CONFIG, 0),
+	  .native = V(0, ~(EBX7_CONFIG | BIT_U32(2)), ~(ECX7_CONFIG | BIT_U32(7)), ALL) },
+	{ 0xd, 0, .native = V(0, ALL, ALL, 0) },
+	{ 0xd, 1, .native = V(0xf, ALL, 0, 0) },
+	{ 0x15, NO_SUBLEAF, .fixed1 = V(1, 0, 25000000, 0) },
+	{ 0x1f, 0, .config = V(0x1f, 0xffff, 0xffff, 0) },
+	{ 0x1f, 1, .config = V(0x1f, 0xffff, 0xffff, 0) },
+	{ 0x80000000, NO_SUBLEAF, .fixed1 = V(0x80000008, 0, 0, 0) },
+	{ 0x80000001, NO_SUBLEAF, .native = V(0, 0, BIT_U32(0) | BIT_U32(5) | BIT_U32(8), 0x2c100800) },
+	{ 0x80000006, NO_SUBLEAF, .native = V(0, 0, ALL, 0) },
+	{ 0x80000007, NO_SUBLEAF, .fixed1 = V(0, 0, 0, BIT_U32(8)) },
+	{ 0x80000008, NO_SUBLEAF,
+	  .config = V(0x00ff0000, 0, 0, 0), .native = V(0xffff, 0, 0, 0) },
+};
+
+static_assert(ARRAY_SIZE(leaves) <= SEAM_NR_CPUID);
+
+u32 cpuid_platform_fms(void)
+{
+	return cpuid_eax(1);
+}
+
+static void native_leaf(const struct virtual_leaf *v, struct seam_cpuid *to)
+{
+	cpuid_count(v->leaf, v->subleaf == NO_SUBLEAF ? 0 : v->subleaf,
+		    &to->val[0], &to->val[1], &to->val[2], &to->val[3]);
+}
+
+static bool configurable(const struct virtual_leaf *v)
+{
+	return memchr_inv(&v->config, 0, sizeof(v->config));
+}
+
+static const struct virtual_leaf *nth_config(unsigned int config)
+{
+	const struct virtual_leaf *v;
+
+	for (v = leaves; v < leaves + ARRAY_SIZE(leaves); v++)
+		if (configurable(v) && !config--)
+			return v;
+	return NULL;
+}
+
+unsigned int cpuid_nr_configs(void)
+{
+	unsigned int n = 0;
+
+	while (nth_config(n))
+		n++;
+	return n;
+}
+
+/* Metadata form: leaf in [31:0], sub-leaf or all ones in [63:32] */
+u64 cpuid_config_leaf(unsigned int config)
+{
+	const struct virtual_leaf *v = nth_config(config);
+
+	return v->leaf | (u64)v->subleaf << 32;
+}
+
+void cpuid_config_mask(unsigned int config, struct seam_cpuid *mask)
+{
+	*mask = nth_config(config)->config;
+	/* CPUID.80000008H:EAX[23:16] follows GPAW: nobody may configure it. */
+	if (nth_config(config)->leaf == 0x80000008)
+		mask->val[0] = 0;
+}
+
+static u64 wrong(const struct virtual_leaf *v, u64 *info)
+{
+	*info = v->leaf | (u64)v->subleaf << 32;
+	return OPND(SEAM_OPERAND_INVALID, OPND_CPUID_CONFIG);
+}
+
+u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64 *info)
+{
+	const u32 (*asked)[4] = params->cpuid;
+	unsigned int config = 0, i, r;
+
+	for (i = 0; i < ARRAY_SIZE(leaves); i++) {
+		const struct virtual_leaf *v = &leaves[i];
+		struct seam_cpuid native, mask = {}, *to = &tdcs->cpuid[i];
+
+		native_leaf(v, &native);
+		for (r = 0; r < 4; r++)
+			to->val[r] = (native.val[r] & v->native.val[r]) | v->fixed1.val[r];
+		if (v->leaf == 0xd && !v->subleaf)
+			to->val[0] |= tdcs->xfam;
+		if (!configurable(v))
+			continue;
+		cpuid_config_mask(config, &mask);
+		for (r = 0; r < 4; r++) {
+			if (asked[config][r] & ~mask.val[r])
+				return wrong(v, info);
+			to->val[r] |= asked[config][r];
+		}
+		if (v->leaf == 1) {
+			if (!asked[config][0])
+				to->val[0] |= cpuid_platform_fms() & mask.val[0];
+			else if (asked[config][0] != (cpuid_platform_fms() & mask.val[0]))
+				return wrong(v, info);
+		}
+		if (v->leaf == 0x80000008)
+			to->val[0] |= 48 << 16;
+		config++;
+	}
+	if (memchr_inv(asked[config], 0, sizeof(params->cpuid) - config * sizeof(asked[0])))
+		return OPND(SEAM_OPERAND_INVALID, OPND_RDX);
+	return SEAM_SUCCESS;
+}
+
+const struct seam_cpuid *cpuid_find(const struct seam_tdcs *tdcs, u32 leaf, u32 subleaf)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(leaves); i++)
+		if (leaves[i].leaf == leaf &&
+		    (leaves[i].subleaf == NO_SUBLEAF || leaves[i].subleaf == subleaf))
+			return &tdcs->cpuid[i];
+	return NULL;
+}
+
+/* Field id: leaf bit 31 in 16, leaf[6:0] in 15:9, no sub-leaf in 8, sub-leaf in 7:1 */
+const struct seam_cpuid *cpuid_find_field(const struct seam_tdcs *tdcs, u64 field)
+{
+	u32 leaf = (field >> 9 & 0x7f) | (u32)(field >> 16 & 1) << 31;
+	u32 subleaf = field & BIT_U32(8) ? NO_SUBLEAF : field >> 1 & 0x7f;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(leaves); i++)
+		if (leaves[i].leaf == leaf && leaves[i].subleaf == subleaf)
+			return &tdcs->cpuid[i];
+	return NULL;
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The ground truth, in /sys/kernel/debug/softseam: one record a line, key=value.
+ * What is shown is read from the tables that the leaves work on.
+ */
+#include <linux/debugfs.h>
+#include <linux/init.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+
+#include "softseam.h"
+
+#define NR_OWNERS	1024
+
+static int module_show(struct seq_file *m, void *v)
+{
+	seq_printf(m, "keyid_start=%u keyids=%u packages=0x%llx max_vcpus_per_td=%u ready=%d leaves=%u\n",
+		   SEAM_FIRST_KEYID, seam_nr_keyids, seam_packages, seam_max_vcpus,
+		   seam_sys_state == SYS_READY, seam_nr_leaves());
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(module);
+
+static int keys_show(struct seq_file *m, void *v)
+{
+	kot_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(keys);
+
+static int history_show(struct seq_file *m, void *v)
+{
+	kot_history_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(history);
+
+static int leaves_show(struct seq_file *m, void *v)
+{
+	seam_leaves_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(leaves);
+
+static int errors_show(struct seq_file *m, void *v)
+{
+	seam_errors_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(errors);
+
+static void show_td(u64 pa, struct seam_pamt *pamt, void *arg)
+{
+	static const char * const lifecycle[] = {
+		"hkid_assigned", "keys_configured", "blocked", "teardown"
+	};
+	static const char * const op[] = { "uninitialized", "initialized", "runnable" };
+	struct seam_tdr *tdr = __va(pa);
+	struct seam_tdcs *tdcs = tdr->nr_tdcx ? __va(tdr->tdcx[0]) : NULL;
+	struct seq_file *m = arg;
+	/* Once pages are being reclaimed the TDCS is no longer there to read. */
+	bool has_tdcs = tdcs && tdr->lifecycle < TD_TEARDOWN;
+
+	seq_printf(m, "tdr=0x%llx state=%s ", pa, lifecycle[tdr->lifecycle]);
+	if (tdr->lifecycle < TD_TEARDOWN)
+		seq_printf(m, "hkid=%u ", tdr->hkid);
+	else
+		seq_puts(m, "hkid=- ");
+	seq_printf(m, "op=%s vcpus=%u vcpus_assoc=%d max_vcpus=%u attributes=0x%llx xfam=0x%llx gpaw=%u children=%lld fatal=%u\n",
+		   op[has_tdcs ? tdcs->op_state : 0], has_tdcs ? tdcs->nr_vcpus : 0,
+		   has_tdcs ? atomic_read(&tdcs->nr_assoc) : 0,
+		   has_tdcs ? tdcs->max_vcpus : 0, has_tdcs ? tdcs->attributes : 0,
+		   has_tdcs ? tdcs->xfam : 0, has_tdcs ? tdcs->gpaw : 0,
+		   atomic64_read(&tdr->children), tdr->fatal);
+}
+
+static int tds_show(struct seq_file *m, void *v)
+{
+	pamt_for_each(PT_TDR, show_td, m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(tds);
+
+static void show_vcpu(u64 pa, struct seam_pamt *pamt, void *arg)
+{
+	struct seam_tdvps *tdvps = __va(pa);
+	struct seq_file *m = arg;
+	const char *state = tdvps->state == VCPU_READY ? "ready" :
+			    tdvps->state == VCPU_ACTIVE ? "active" :
+			    tdvps->state == VCPU_DISABLED ? "disabled" : "uninit";
+	int lp = atomic_read(&tdvps->lp);
+
+	seq_printf(m, "tdvpr=0x%llx tdr=0x%llx index=%u x2apic_id=%u state=%s ", pa, pamt->owner,
+		   tdvps->index, tdvps->x2apic_id, state);
+	if (lp < 0)
+		seq_puts(m, "cpu=- ");
+	else
+		seq_printf(m, "cpu=%d ", lp);
+	seq_printf(m, "entries=%llu exits=%llu\n", tdvps->nr_entries, tdvps->nr_exits);
+}
+
+static int vcpus_show(struct seq_file *m, void *v)
+{
+	pamt_for_each(PT_TDVPR, show_vcpu, m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(vcpus);
+
+struct owners {
+	unsigned int nr;
+	struct { u64 tdr; u64 count; } of[NR_OWNERS];
+};
+
+static void count_owner(u64 pa, struct seam_pamt *pamt, void *arg)
+{
+	struct owners *owners = arg;
+	unsigned int i;
+
+	for (i = 0; i < owners->nr; i++)
+		if (owners->of[i].tdr == pamt->owner)
+			break;
+	if (i == owners->nr) {
+		if (owners->nr == NR_OWNERS)
+			return;
+		owners->of[owners->nr++].tdr = pamt->owner;
+	}
+	owners->of[i].count++;
+}
+
+static int pages_show(struct seq_file *m, void *v)
+{
+	static const enum seam_page_type types[] = { PT_TDR, PT_TDCX, PT_TDVPR, PT_EPT, PT_REG };
+	static DEFINE_MUTEX(lock);
+	static struct owners owners;
+	unsigned int t, i;
+
+	mutex_lock(&lock);
+	for (t = 0; t < ARRAY_SIZE(types); t++) {
+		memset(&owners, 0, sizeof(owners));
+		pamt_for_each(types[t], count_owner, &owners);
+		for (i = 0; i < owners.nr; i++) {
+			if (owners.of[i].tdr)
+				seq_printf(m, "tdr=0x%llx ", owners.of[i].tdr);
+			else
+				seq_puts(m, "tdr=- ");
+			seq_printf(m, "type=%s count=%llu\n", pamt_type_name(types[t]),
+				   owners.of[i].count);
+		}
+	}
+	mutex_unlock(&lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(pages);
+
+static int inject_show(struct seq_file *m, void *v)
+{
+	seam_inject_show(m);
+	return 0;
+}
+
+static int inject_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, inject_show, NULL);
+}
+
+static ssize_t inject_write(struct file *file, const char __user *from, size_t len, loff_t *pos)
+{
+	char buf[128] = {}, name[40];
+	u32 nth = 1, count = 1;
+	int leaf, ret;
+	u64 code;
+
+	if (len >= sizeof(buf))
+		return -E2BIG;
+	if (copy_from_user(buf, from, len))
+		return -EFAULT;
+	if (sysfs_streq(buf, "clear")) {
+		seam_inject_clear();
+		return len;
+	}
+	if (sscanf(buf, "leaf=%39s nth=%u count=%u code=%llx", name, &nth, &count, &code) != 4)
+		return -EINVAL;
+	leaf = seam_leaf_by_name(name);
+	if (leaf < 0)
+		return leaf;
+	ret = seam_inject_arm(leaf, nth, count, code);
+	return ret ?: len;
+}
+
+static const struct file_operations inject_fops = {
+	.owner = THIS_MODULE,
+	.open = inject_open,
+	.read = seq_read,
+	.write = inject_write,
+	.llseek = seq_lseek,
+	.release = single_release,
+};
+
+static int __init softseam_debugfs(void)
+{
+	struct dentry *dir;
+
+	if (!seam_active())
+		return 0;
+	dir = debugfs_create_dir("softseam", NULL);
+	debugfs_create_file("module", 0400, dir, NULL, &module_fops);
+	debugfs_create_file("keys", 0400, dir, NULL, &keys_fops);
+	debugfs_create_file("history", 0400, dir, NULL, &history_fops);
+	debugfs_create_file("tds", 0400, dir, NULL, &tds_fops);
+	debugfs_create_file("vcpus", 0400, dir, NULL, &vcpus_fops);
+	debugfs_create_file("pages", 0400, dir, NULL, &pages_fops);
+	debugfs_create_file("leaves", 0400, dir, NULL, &leaves_fops);
+	debugfs_create_file("errors", 0400, dir, NULL, &errors_fops);
+	debugfs_create_file("inject", 0600, dir, NULL, &inject_fops);
+	return 0;
+}
+late_initcall(softseam_debugfs);

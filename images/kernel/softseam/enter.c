@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* TDH.VP.ENTER: into the guest, and out of it for one of the host's reasons. */
+#include <linux/stddef.h>
+#include <linux/string.h>
+#include <asm/fpu/xcr.h>
+
+#include "softseam.h"
+
+#define HANDLE_RSVD	(GENMASK_ULL(63, 54) | GENMASK_ULL(11, 0))
+#define HANDLE_PA	GENMASK_ULL(51, 12)
+#define VMCB_FLUSH_ALL	1
+#define NR_GPRS		16
+
+/* A register's place in the host's and in the guest's set, by its number in a TDVMCALL mask */
+static const struct {
+	u16 host, guest;
+} gpr[NR_GPRS] = {
+#define GPR(n, host_reg, guest_reg) \
+	[n] = { offsetof(struct pt_regs, host_reg), offsetof(struct seam_gprs, guest_reg) }
+	GPR(2, dx, rdx), GPR(3, bx, rbx), GPR(6, si, rsi), GPR(7, di, rdi),
+	GPR(8, r8, r8), GPR(9, r9, r9), GPR(10, r10, r10), GPR(11, r11, r11),
+	GPR(12, r12, r12), GPR(13, r13, r13), GPR(14, r14, r14), GPR(15, r15, r15),
+};
+
+static bool gpr_passes(int n)
+{
+	return n >= 2 && n != 4 && n != 5;
+}
+
+static u64 *host_gpr(struct pt_regs *regs, int n)
+{
+	return (void *)regs + gpr[n].host;
+}
+
+static u64 *guest_gpr(struct seam_gprs *gprs, int n)
+{
+	return (void *)gprs + gpr[n].guest;
+}
+
+/* What the host answers to a TDVMCALL, into the registers that the guest named */
+static void take_vmcall_answer(struct seam_vp *vp, struct pt_regs *regs)
+{
+	int n;
+
+	for (n = 0; n < NR_GPRS; n++)
+		if (gpr_passes(n) && vp->tdvps->vmcall_mask & BIT(n))
+			*guest_gpr(&vp->tdvps->gprs, n) = *host_gpr(regs, n);
+	vp_vmcb(vp->tdvps)->rax = SEAM_SUCCESS;
+}
+
+/* RBP stays the host's: TDs are created with NO_RBP_MOD. */
+static void give_exit(struct seam_vp *vp, struct pt_regs *regs, const struct seam_exit *exit)
+{
+	int n;
+
+	for (n = 0; n < NR_GPRS; n++)
+		if (gpr_passes(n))
+			*host_gpr(regs, n) = 0;
+	if (exit->tdvmcall) {
+		for (n = 0; n < NR_GPRS; n++)
+			if (gpr_passes(n) && vp->tdvps->vmcall_mask & BIT(n))
+				*host_gpr(regs, n) = *guest_gpr(&vp->tdvps->gprs, n);
+		regs->cx = vp->tdvps->vmcall_mask;
+	} else {
+		regs->cx = exit->rcx;
+		regs->dx = exit->rdx;
+		regs->r8 = exit->r8;
+		regs->r9 = exit->r9;
+	}
+}
+
+static void guest_fpu_load(const struct seam_vp *vp)
+{
+	u64 mask = vp->td.tdcs->xfam;
+
+	asm volatile("xrstor64 %0" : : "m" (*(u8 (*)[PAGE_SIZE])__va(vp->tdvps->tdcx[2])),
+		     "a" ((u32)mask), "d" ((u32)(mask >> 32)) : "memory");
+}
+
+static void guest_fpu_save(const struct seam_vp *vp)
+{
+	u64 mask = vp->td.tdcs->xfam;
+
+	asm volatile("xsave64 %0" : "+m" (*(u8 (*)[PAGE_SIZE])__va(vp->tdvps->tdcx[2])) :
+		     "a" ((u32)mask), "d" ((u32)(mask >> 32)) : "memory");
+}
+
+static void run(struct seam_vp *vp, struct seam_exit *exit)
+{
+	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+
+	guest_fpu_load(vp);
+	do {
+		guest_sync_shared_root(vp);
+		vapic_deliver(vp);
+		vmcb->tlb_control = VMCB_FLUSH_ALL;
+		seam_vmrun(__pa(vmcb), seam_host_vmcb_pa(), &vp->tdvps->gprs);
+		vp->tdvps->nr_exits++;
+		/* An event that was on its way into the guest has to be sent again. */
+		vmcb->event_inject = vmcb->exit_int_info & EVENT_VALID ? vmcb->exit_int_info : 0;
+	} while (guest_handle_exit(vp, exit) == GUEST_RESUME);
+	guest_fpu_save(vp);
+}
+
+static u64 enter_epoch(struct seam_vp *vp)
+{
+	struct seam_tdcs *tdcs = vp->td.tdcs;
+
+	if (!seam_trylock_shared(&tdcs->epoch_lock))
+		return OPND(SEAM_OPERAND_BUSY, OPND_TD_EPOCH);
+	vp->tdvps->epoch = tdcs->epoch;
+	atomic_inc(&tdcs->in_epoch[tdcs->epoch & 1]);
+	seam_unlock_shared(&tdcs->epoch_lock);
+	return SEAM_SUCCESS;
+}
+
+static void leave_epoch(struct seam_vp *vp)
+{
+	atomic_dec(&vp->td.tdcs->in_epoch[vp->tdvps->epoch & 1]);
+}
+
+/* TDH.VP.ENTER: rcx TDVPR; TDR and TDVPR stay locked, shared, as long as the guest runs */
+u64 leaf_vp_enter(struct pt_regs *regs)
+{
+	struct seam_exit exit = {};
+	struct seam_vp vp;
+	u64 err;
+
+	if (regs->cx & HANDLE_RSVD)
+		return OPND(SEAM_OPERAND_INVALID, OPND_RCX);
+	err = vp_lock(regs->cx & HANDLE_PA, OPND_RCX, SHARED, SHARED, &vp);
+	if (err)
+		return err;
+	err = td_check_state(&vp.td, OP_MASK(RUNNABLE));
+	if (!err && vp.tdvps->nr_pages < SEAM_NR_TDVPS_PAGES)
+		err = SEAM_TDCX_NUM_INCORRECT;
+	if (!err)
+		err = vp_associate(&vp, false);
+	if (!err)
+		err = enter_epoch(&vp);
+	if (err)
+		goto out;
+
+	seam_enable_svm();
+	vp.tdvps->state = VCPU_ACTIVE;
+	vp.tdvps->nr_entries++;
+	if (vp.tdvps->last_exit == LAST_TDVMCALL)
+		take_vmcall_answer(&vp, regs);
+	run(&vp, &exit);
+	vp.tdvps->last_exit = exit.tdvmcall ? LAST_TDVMCALL : LAST_ASYNC;
+	if (vp.tdvps->state == VCPU_ACTIVE)
+		vp.tdvps->state = VCPU_READY;
+	leave_epoch(&vp);
+	give_exit(&vp, regs, &exit);
+	err = exit.rax;
+out:
+	vp_unlock(&vp);
+	return err;
+}

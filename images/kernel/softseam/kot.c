@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The key ownership table: which TDX KeyID belongs to which TD, what has to be
+ * written back before it is free again, and the history of it all.
+ */
+#include <linux/sched/clock.h>
+#include <linux/spinlock.h>
+
+#include "softseam.h"
+
+#define HISTORY_SIZE	4096
+
+/* Taken with the module's try-lock semantics; guards the state, not the history. */
+struct seam_lock kot_lock;
+
+static struct {
+	enum kot_state state;
+	u64 tdr;
+	atomic64_t pending_wb;		/* packages whose caches may hold its lines */
+	u64 configured;			/* packages that have its key */
+} kot[SEAM_MAX_KEYIDS];
+
+static DEFINE_RAW_SPINLOCK(history_lock);
+static struct {
+	u64 ns, tdr;
+	const char *event;
+	u32 hkid, in_use;
+} history[HISTORY_SIZE];
+static u64 nr_events;
+static u32 in_use;
+
+static void record(const char *event, u32 keyid, u64 tdr, int change)
+{
+	unsigned long flags;
+	u32 slot;
+
+	raw_spin_lock_irqsave(&history_lock, flags);
+	in_use += change;
+	slot = nr_events++ % HISTORY_SIZE;
+	history[slot].ns = local_clock();
+	history[slot].event = event;
+	history[slot].hkid = keyid;
+	history[slot].tdr = tdr;
+	history[slot].in_use = in_use;
+	raw_spin_unlock_irqrestore(&history_lock, flags);
+}
+
+bool kot_is_tdx_keyid(u64 keyid)
+{
+	return keyid >= SEAM_FIRST_KEYID && keyid < SEAM_FIRST_KEYID + seam_nr_keyids;
+}
+
+enum kot_state kot_state(u32 keyid)
+{
+	return kot[keyid].state;
+}
+
+void kot_reserve(u32 keyid)
+{
+	kot[keyid].state = KOT_RESERVED;
+	kot[keyid].configured = 0;
+}
+
+void kot_assign(u32 keyid, u64 tdr)
+{
+	kot[keyid].state = KOT_ASSIGNED;
+	kot[keyid].tdr = tdr;
+	kot[keyid].configured = 0;
+	record("assign", keyid, tdr, 1);
+}
+
+void kot_configured(u32 keyid, u64 packages)
+{
+	kot[keyid].configured = packages;
+	record("configure", keyid, kot[keyid].tdr, 0);
+}
+
+void kot_flush(u32 keyid)
+{
+	kot[keyid].state = KOT_FLUSHED;
+	atomic64_set(&kot[keyid].pending_wb, seam_packages);
+	record("flush", keyid, kot[keyid].tdr, 0);
+}
+
+bool kot_written_back(u32 keyid)
+{
+	return !atomic64_read(&kot[keyid].pending_wb);
+}
+
+void kot_free(u32 keyid)
+{
+	u64 tdr = kot[keyid].tdr;
+
+	kot[keyid].state = KOT_FREE;
+	kot[keyid].tdr = 0;
+	kot[keyid].configured = 0;
+	record("free", keyid, tdr, -1);
+}
+
+/*
+ * TDH.PHYMEM.CACHE.WB: rcx 0 start, 1 resume.  Writes back the caches of this
+ * package, for every KeyID that is flushed now; always completes, so there is
+ * never anything to resume.
+ */
+u64 leaf_phymem_cache_wb(struct pt_regs *regs)
+{
+	static struct seam_lock wbt[BITS_PER_LONG];
+	int package = seam_this_package();
+	bool any = false;
+	u64 err = SEAM_SUCCESS;
+	u32 k;
+
+	if (regs->cx > 1)
+		return OPND(SEAM_OPERAND_INVALID, OPND_RCX);
+	if (!seam_trylock_excl(&wbt[package]))
+		return OPND(SEAM_OPERAND_BUSY, OPND_WBCACHE);
+	if (!seam_trylock_shared(&kot_lock)) {
+		err = OPND(SEAM_OPERAND_BUSY, OPND_KOT);
+		goto out;
+	}
+	if (regs->cx) {
+		err = SEAM_WBCACHE_RESUME_ERROR;
+	} else {
+		for (k = 0; k < SEAM_MAX_KEYIDS; k++) {
+			if (kot[k].state != KOT_FLUSHED)
+				continue;
+			any = true;
+			atomic64_andnot(BIT_ULL(package), &kot[k].pending_wb);
+		}
+		if (!any)
+			err = SEAM_NO_HKID_READY_TO_WBCACHE;
+	}
+	seam_unlock_shared(&kot_lock);
+out:
+	seam_unlock_excl(&wbt[package]);
+	return err;
+}
+
+void kot_show(struct seq_file *m)
+{
+	static const char * const names[] = {
+		[KOT_FREE] = "free", [KOT_ASSIGNED] = "assigned",
+		[KOT_FLUSHED] = "flushed", [KOT_RESERVED] = "reserved",
+	};
+	u32 k;
+
+	for (k = SEAM_FIRST_KEYID; k < SEAM_FIRST_KEYID + seam_nr_keyids; k++) {
+		const char *state = names[kot[k].state];
+
+		if (kot[k].state == KOT_ASSIGNED && kot[k].configured == seam_packages)
+			state = "configured";
+		seq_printf(m, "hkid=%u state=%s ", k, state);
+		if (kot[k].tdr)
+			seq_printf(m, "tdr=0x%llx ", kot[k].tdr);
+		else
+			seq_puts(m, "tdr=- ");
+		seq_printf(m, "configured=0x%llx pending_wb=0x%llx\n", kot[k].configured,
+			   (u64)atomic64_read(&kot[k].pending_wb));
+	}
+}
+
+void kot_history_show(struct seq_file *m)
+{
+	u64 end = READ_ONCE(nr_events), seq;
+
+	for (seq = end > HISTORY_SIZE ? end - HISTORY_SIZE : 0; seq < end; seq++) {
+		u32 slot = seq % HISTORY_SIZE;
+
+		seq_printf(m, "seq=%llu ns=%llu event=%s hkid=%u tdr=0x%llx in_use=%u\n",
+			   seq, history[slot].ns, history[slot].event, history[slot].hkid,
+			   history[slot].tdr, history[slot].in_use);
+	}
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The module as a whole: SYS leaves and the fields that SYS.RD answers. */
+#include <linux/sizes.h>
+
+#include "softseam.h"
+
+#define MODULE_MAJOR	1
+#define MODULE_MINOR	5
+#define MODULE_UPDATE	24
+#define MODULE_HANDOFF	1
+#define FIELD_MODULE_HV	0x8900000100000000ULL
+/* How much of a TDMR one SYS.TDMR.INIT sets up, in bytes of memory */
+#define TDMR_INIT_CHUNK	SZ_64M
+
+enum seam_sys_state seam_sys_state;
+u64 seam_packages;
+
+static struct seam_lock sys_lock;
+static u64 configured_packages;
+static DEFINE_PER_CPU(bool, lp_initialised);
+
+/* As laid out by the host for SYS.CONFIG */
+struct host_tdmr {
+	u64 base, size;
+	u64 pamt_1g_base, pamt_1g_size;
+	u64 pamt_2m_base, pamt_2m_size;
+	u64 pamt_4k_base, pamt_4k_size;
+	struct { u64 offset, size; } reserved[SEAM_MAX_RESERVED];
+};
+
+bool seam_lp_initialised(void)
+{
+	return __this_cpu_read(lp_initialised);
+}
+
+/* TDH.SYS.INIT: rcx attributes, all reserved */
+u64 leaf_sys_init(struct pt_regs *regs)
+{
+	if (!seam_trylock_excl(&sys_lock))
+		return SEAM_SYS_BUSY;
+	if (regs->cx) {
+		seam_unlock_excl(&sys_lock);
+		return OPND(SEAM_OPERAND_INVALID, OPND_RCX);
+	}
+	if (seam_sys_state != SYS_INIT_PENDING) {
+		seam_unlock_excl(&sys_lock);
+		return SEAM_SYS_INIT_NOT_PENDING;
+	}
+	seam_sys_state = SYS_INIT_DONE;
+	seam_unlock_excl(&sys_lock);
+	return SEAM_SUCCESS;
+}
+
+/*
+ * TDH.SYS.LP.INIT.  Unlike module 1.5.01 it is allowed after SYS.CONFIG, since
+ * Linux calls it for a CPU that comes online for the first time.
+ */
+u64 leaf_sys_lp_init(struct pt_regs *regs)
+{
+	u64 err = SEAM_SUCCESS;
+
+	regs->cx = regs->dx = regs->r8 = 0;
+	if (!seam_trylock_shared(&sys_lock))
+		return SEAM_SYS_BUSY;
+	if (seam_sys_state == SYS_INIT_PENDING) {
+		err = SEAM_SYS_LP_INIT_NOT_PENDING;
+	} else if (seam_lp_initialised()) {
+		err = SEAM_SYS_LP_INIT_DONE;
+	} else {
+		seam_enable_svm();
+		set_bit(seam_this_package(), (unsigned long *)&seam_packages);
+		__this_cpu_write(lp_initialised, true);
+	}
+	seam_unlock_shared(&sys_lock);
+	return err;
+}
+
+/*
+ * TDH.SYS.RD: rdx field; out r8 value.  Reading all fields in turn through rdx
+ * is not offered: Linux reads what it knows.
+ */
+u64 leaf_sys_rd(struct pt_regs *regs)
+{
+	u64 field = regs->dx, val;
+	struct seam_cpuid mask;
+	u64 n;
+
+	regs->r8 = 0;
+	regs->dx = ~0ULL;
+	if (!seam_lp_initialised())
+		return SEAM_SYS_LP_INIT_NOT_DONE;
+
+	switch (field) {
+	case FIELD_MAJOR_VERSION:
+		val = MODULE_MAJOR;
+		break;
+	case FIELD_MINOR_VERSION:
+		val = MODULE_MINOR;
+		break;
+	case FIELD_UPDATE_VERSION:
+		val = MODULE_UPDATE;
+		break;
+	case FIELD_MODULE_HV:
+		val = MODULE_HANDOFF;
+		break;
+	case FIELD_FEATURES0:
+		val = FEATURES0_NO_RBP_MOD | FEATURES0_TOPOLOGY_ENUM;
+		break;
+	case FIELD_MAX_TDMRS:
+		val = SEAM_MAX_TDMRS;
+		break;
+	case FIELD_MAX_RESERVED:
+		val = SEAM_MAX_RESERVED;
+		break;
+	case FIELD_PAMT_4K_SIZE:
+	case FIELD_PAMT_2M_SIZE:
+	case FIELD_PAMT_1G_SIZE:
+		val = sizeof(struct seam_pamt);
+		break;
+	case FIELD_TDR_SIZE:
+		val = PAGE_SIZE;
+		break;
+	case FIELD_TDCS_SIZE:
+		val = SEAM_NR_TDCS_PAGES * PAGE_SIZE;
+		break;
+	case FIELD_TDVPS_SIZE:
+		val = SEAM_NR_TDVPS_PAGES * PAGE_SIZE;
+		break;
+	case FIELD_ATTRIBUTES_FIXED0:
+		val = seam_attributes_fixed0;
+		break;
+	case FIELD_ATTRIBUTES_FIXED1:
+		val = seam_attributes_fixed1;
+		break;
+	case FIELD_XFAM_FIXED0:
+		val = seam_xfam_fixed0;
+		break;
+	case FIELD_XFAM_FIXED1:
+		val = seam_xfam_fixed1;
+		break;
+	case FIELD_NUM_CPUID_CONFIG:
+		val = cpuid_nr_configs();
+		break;
+	case FIELD_MAX_VCPUS_PER_TD:
+		val = seam_max_vcpus;
+		break;
+	default:
+		n = field - FIELD_CPUID_CONFIG_LEAVES;
+		if (n < cpuid_nr_configs()) {
+			val = cpuid_config_leaf(n);
+			break;
+		}
+		n = field - FIELD_CPUID_CONFIG_VALUES;
+		if (n < 2 * cpuid_nr_configs()) {
+			cpuid_config_mask(n / 2, &mask);
+			val = mask.val[n % 2 * 2] | (u64)mask.val[n % 2 * 2 + 1] << 32;
+			break;
+		}
+		return SEAM_METADATA_FIELD_ID_INCORRECT;
+	}
+	regs->r8 = val;
+	return SEAM_SUCCESS;
+}
+
+static u64 check_reserved(const struct host_tdmr *from, struct seam_tdmr *tdmr, u32 n)
+{
+	u64 end = 0;
+	u32 i;
+
+	for (i = 0; i < SEAM_MAX_RESERVED && from->reserved[i].size; i++) {
+		u64 offset = from->reserved[i].offset, size = from->reserved[i].size;
+
+		if (offset < end)
+			return SEAM_NON_ORDERED_RESERVED_IN_TDMR | i << 8 | n;
+		if ((offset | size) & (PAGE_SIZE - 1) || offset + size > tdmr->size)
+			return SEAM_INVALID_RESERVED_IN_TDMR | i << 8 | n;
+		tdmr->reserved[i].offset = offset;
+		tdmr->reserved[i].size = size;
+		end = offset + size;
+	}
+	tdmr->nr_reserved = i;
+	return SEAM_SUCCESS;
+}
+
+static u64 add_tdmr(const struct host_tdmr *from, u32 n)
+{
+	struct seam_tdmr *tdmr = &seam_tdmrs[n];
+	u64 pamt_size = from->size / PAGE_SIZE * sizeof(struct seam_pamt);
+
+	if (n && from->base < tdmr[-1].base + tdmr[-1].size)
+		return SEAM_NON_ORDERED_TDMR | n;
+	if (!from->size || (from->base | from->size) & (SZ_1G - 1) ||
+	    (from->base + from->size - 1) >> boot_cpu_data.x86_phys_bits)
+		return SEAM_INVALID_TDMR | n;
+	if (from->pamt_4k_base & (PAGE_SIZE - 1) || from->pamt_4k_size < pamt_size)
+		return SEAM_INVALID_PAMT | n;
+
+	*tdmr = (struct seam_tdmr) {
+		.base = from->base,
+		.size = from->size,
+		.pamt = __va(from->pamt_4k_base),
+	};
+	return check_reserved(from, tdmr, n);
+}
+
+/* TDH.SYS.CONFIG: rcx array of TDMR_INFO addresses, rdx how many, r8 global KeyID */
+u64 leaf_sys_config(struct pt_regs *regs)
+{
+	u64 *array, err;
+	u32 n;
+
+	if (!seam_trylock_excl(&sys_lock))
+		return SEAM_SYS_BUSY;
+	err = SEAM_SYS_CONFIG_NOT_PENDING;
+	if (seam_sys_state != SYS_INIT_DONE)
+		goto out;
+	err = seam_check_pa(regs->cx, 512, OPND_RCX);
+	if (err)
+		goto out;
+	err = OPND(SEAM_OPERAND_INVALID, OPND_RDX);
+	if (!regs->dx || regs->dx > SEAM_MAX_TDMRS)
+		goto out;
+	err = OPND(SEAM_OPERAND_INVALID, OPND_R8);
+	if (!kot_is_tdx_keyid(regs->r8))
+		goto out;
+	kot_reserve(regs->r8);
+
+	array = __va(regs->cx);
+	for (n = 0; n < regs->dx; n++) {
+		err = seam_check_pa(array[n], 512, OPND_RCX);
+		if (!err)
+			err = add_tdmr(__va(array[n]), n);
+		if (err)
+			goto out;
+	}
+	seam_nr_tdmrs = n;
+	configured_packages = 0;
+	seam_sys_state = SYS_CONFIG_DONE;
+	err = SEAM_SUCCESS;
+out:
+	seam_unlock_excl(&sys_lock);
+	return err;
+}
+
+/* TDH.SYS.KEY.CONFIG: the global key of this package; after the last one the module is ready */
+u64 leaf_sys_key_config(struct pt_regs *regs)
+{
+	u64 package = BIT_ULL(seam_this_package());
+	u64 err = SEAM_SUCCESS;
+
+	if (!seam_trylock_excl(&sys_lock))
+		return SEAM_SYS_BUSY;
+	if (seam_sys_state != SYS_CONFIG_DONE) {
+		err = SEAM_SYS_KEY_CONFIG_NOT_PENDING;
+	} else if (configured_packages & package) {
+		err = SEAM_KEY_CONFIGURED;
+	} else {
+		configured_packages |= package;
+		if (configured_packages == seam_packages)
+			seam_sys_state = SYS_READY;
+	}
+	seam_unlock_excl(&sys_lock);
+	return err;
+}
+
+/* TDH.SYS.TDMR.INIT: rcx base of a TDMR; out rdx next address, by whole GiB */
+u64 leaf_sys_tdmr_init(struct pt_regs *regs)
+{
+	u64 base = regs->cx;
+	struct seam_tdmr *tdmr = NULL;
+	u32 n;
+
+	regs->dx = 0;
+	for (n = 0; n < seam_nr_tdmrs; n++)
+		if (seam_tdmrs[n].base == base)
+			tdmr = &seam_tdmrs[n];
+	if (!tdmr)
+		return OPND(SEAM_OPERAND_INVALID, OPND_RCX);
+	if (!seam_trylock_excl(&tdmr->lock))
+		return OPND(SEAM_OPERAND_BUSY, OPND_RCX);
+	if (tdmr->initialised == tdmr->size) {
+		seam_unlock_excl(&tdmr->lock);
+		return SEAM_TDMR_ALREADY_INITIALIZED;
+	}
+	pamt_init_range(tdmr, TDMR_INIT_CHUNK);
+	regs->dx = base + round_down(tdmr->initialised, SZ_1G);
+	seam_unlock_excl(&tdmr->lock);
+	return SEAM_SUCCESS;
+}
+
+/* TDH.SYS.SHUTDOWN and TDH.SYS.DISABLE: nothing answers afterwards */
+u64 leaf_sys_shutdown(struct pt_regs *regs)
+{
+	if (!seam_trylock_excl(&sys_lock))
+		return SEAM_SYS_BUSY;
+	seam_sys_state = SYS_SHUTDOWN_DONE;
+	seam_unlock_excl(&sys_lock);
+	return SEAM_SUCCESS;
+}

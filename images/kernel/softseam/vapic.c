@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A vCPU's virtual APIC page: interrupts that the host posts, delivered when
+ * the guest takes them, and the registers that TDX gives to the guest itself.
+ */
+#include <linux/bitops.h>
+#include <asm/apicdef.h>
+#include <asm/processor-flags.h>
+
+#include "softseam.h"
+
+#define X2APIC_FIRST	0x800
+#define X2APIC_LAST	0x8ff
+#define PIN_POSTED_INTR	BIT(7)
+#define VECTOR_NMI	2
+#define PRIO(vector)	((vector) >> 4)
+
+/* The posted-interrupt descriptor, 64 bytes of the host's memory */
+struct posted_desc {
+	u64 requests[4];
+	unsigned long control;		/* bit 0: outstanding */
+};
+
+static u32 *vapic_reg(const struct seam_tdvps *tdvps, u32 offset)
+{
+	return __va(tdvps->tdcx[1]) + offset;
+}
+
+/* IRR and ISR: 256 bits, 32 to each register, registers 16 bytes apart */
+static u32 *vapic_word(const struct seam_tdvps *tdvps, u32 base, u32 vector)
+{
+	return vapic_reg(tdvps, base + vector / 32 * 16);
+}
+
+static int vapic_highest(const struct seam_tdvps *tdvps, u32 base)
+{
+	int word;
+
+	for (word = 7; word >= 0; word--) {
+		u32 bits = *vapic_word(tdvps, base, word * 32);
+
+		if (bits)
+			return word * 32 + fls(bits) - 1;
+	}
+	return -1;
+}
+
+static int vapic_ppr(const struct seam_tdvps *tdvps)
+{
+	int tpr = *vapic_reg(tdvps, APIC_TASKPRI) & 0xff;
+	int isr = vapic_highest(tdvps, APIC_ISR);
+
+	return isr >= 0 && PRIO(isr) > PRIO(tpr) ? isr & 0xf0 : tpr;
+}
+
+bool vapic_pending(const struct seam_tdvps *tdvps)
+{
+	int vector = vapic_highest(tdvps, APIC_IRR);
+
+	return vector >= 0 && PRIO(vector) > PRIO(vapic_ppr(tdvps));
+}
+
+static void take_posted(struct seam_tdvps *tdvps)
+{
+	struct posted_desc *desc;
+	int i;
+
+	if (!(tdvps->pin_controls & PIN_POSTED_INTR))
+		return;
+	desc = __va(tdvps->posted_desc);
+	if (!test_and_clear_bit(0, &desc->control))
+		return;
+	for (i = 0; i < ARRAY_SIZE(desc->requests); i++) {
+		u64 bits = xchg(&desc->requests[i], 0);
+
+		*vapic_word(tdvps, APIC_IRR, i * 64) |= (u32)bits;
+		*vapic_word(tdvps, APIC_IRR, i * 64 + 32) |= bits >> 32;
+	}
+}
+
+static bool takes_interrupts(const struct seam_vmcb *vmcb)
+{
+	return vmcb->rflags & X86_EFLAGS_IF && !(vmcb->int_state & INT_STATE_SHADOW) &&
+	       !(vmcb->event_inject & EVENT_VALID);
+}
+
+static void inject_highest(struct seam_tdvps *tdvps, struct seam_vmcb *vmcb)
+{
+	int vector = vapic_highest(tdvps, APIC_IRR);
+
+	*vapic_word(tdvps, APIC_IRR, vector) &= ~BIT(vector % 32);
+	*vapic_word(tdvps, APIC_ISR, vector) |= BIT(vector % 32);
+	vmcb->event_inject = EVENT_VALID | EVENT_INTR | vector;
+}
+
+/* Before each entry: inject what the guest takes now, and ask to hear when it would. */
+void vapic_deliver(struct seam_vp *vp)
+{
+	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+
+	take_posted(vp->tdvps);
+	vmcb->int_control &= ~(INT_CTL_V_IRQ | INT_CTL_V_IGN_TPR);
+	vmcb->intercept_misc1 &= ~ICPT_VINTR;
+
+	if (vp->tdvps->pend_nmi && !(vmcb->event_inject & EVENT_VALID)) {
+		vmcb->event_inject = EVENT_VALID | EVENT_NMI | VECTOR_NMI;
+		vp->tdvps->pend_nmi = false;
+	}
+	if (!vapic_pending(vp->tdvps))
+		return;
+	if (takes_interrupts(vmcb)) {
+		inject_highest(vp->tdvps, vmcb);
+	} else {
+		vmcb->int_control |= INT_CTL_V_IRQ | INT_CTL_V_IGN_TPR;
+		vmcb->intercept_misc1 |= ICPT_VINTR;
+	}
+}
+
+static void vapic_eoi(struct seam_tdvps *tdvps)
+{
+	int vector = vapic_highest(tdvps, APIC_ISR);
+
+	if (vector >= 0)
+		*vapic_word(tdvps, APIC_ISR, vector) &= ~BIT(vector % 32);
+}
+
+/* False where TDX leaves the register to the host: the guest gets #VE and asks for it. */
+bool vapic_msr(struct seam_vp *vp, u32 msr, bool write, u64 *val)
+{
+	struct seam_tdvps *tdvps = vp->tdvps;
+	u32 reg = (msr - X2APIC_FIRST) << 4;
+
+	if (msr < X2APIC_FIRST || msr > X2APIC_LAST)
+		return false;
+	if (write) {
+		switch (reg) {
+		case APIC_TASKPRI:
+			*vapic_reg(tdvps, reg) = *val & 0xff;
+			return true;
+		case APIC_EOI:
+			vapic_eoi(tdvps);
+			return true;
+		case APIC_SELF_IPI:
+			*vapic_word(tdvps, APIC_IRR, *val & 0xff) |= BIT(*val % 32);
+			return true;
+		default:
+			return false;
+		}
+	}
+	switch (reg) {
+	case APIC_PROCPRI:
+		*val = vapic_ppr(tdvps);
+		return true;
+	case APIC_TASKPRI:
+	case APIC_ISR ... APIC_IRR + 0x70:
+		*val = *vapic_reg(tdvps, reg);
+		return true;
+	default:
+		return false;
+	}
+}

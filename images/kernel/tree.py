@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A kernel tree that is kept for the next build: the base, changed in place and put back.
+
+A file is written only when its content changes, so that make rebuilds what depends on it and nothing
+else.  Which files differ from the base is on disk before the first of them is touched: a build that is
+killed half-way leaves a tree that the next one puts right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+from images.commands import environment
+from images.errors import BuildError
+from images.kernel import unchanged
+from images.kernel.patching import Changes
+
+
+class Base(Protocol):
+    """Where a tree's unchanged files come from."""
+
+    def read(self, path: str) -> bytes | None:
+        """The base's content of a path, None where it has none."""
+
+    def guarded(self) -> dict[str, str]:
+        """Path → SHA-256 of KVM's files in the base."""
+
+
+class KeptTree:
+    """A source tree and its build folder in the cache.
+
+    :param folder: ``src`` is the tree, ``out`` the build folder; the caller holds the tree's lock.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.src = folder / "src"
+        self.out = folder / "out"
+        self._originals = folder / "originals"
+        self._state = folder / "changed.json"
+
+    def changed_paths(self) -> dict[str, bool]:
+        """Paths that may differ from the base → whether the base has such a file."""
+        try:
+            changed: dict[str, bool] = json.loads(self._state.read_text())
+        except FileNotFoundError:
+            return {}
+        return changed
+
+    def original(self, path: str) -> bytes | None:
+        """The base's content of a path, as it was before it was changed here."""
+        changed = self.changed_paths()
+        if path in changed:
+            return (self._originals / path).read_bytes() if changed[path] else None
+        here = self.src / path
+        return here.read_bytes() if here.is_file() else None
+
+    def apply(self, changes: Changes, base: Base) -> list[str]:
+        """Make the tree the base plus ``changes``; returns the paths that were written or removed."""
+        before = self.changed_paths()
+        after = {path: before.get(path, base.read(path) is not None) for path in changes.paths}
+        for path, existed in after.items():
+            if existed and path not in before:
+                content = base.read(path)
+                assert content is not None
+                _replace(self._originals / path, content, executable=False)
+        self._record(before | after)
+        moved = []
+        for path in sorted(set(before) - set(after)):
+            if self._set(path, base.read(path), None):
+                moved.append(path)
+        for path, (content, executable) in changes.files.items():
+            if self._set(path, content, executable):
+                moved.append(path)
+        for path in changes.removed:
+            if self._set(path, None, None):
+                moved.append(path)
+        self._record(after)
+        return moved
+
+    def _set(self, path: str, content: bytes | None, executable: bool | None) -> bool:
+        here = self.src / path
+        if content is None:
+            if not here.exists():
+                return False
+            here.unlink()
+            with contextlib.suppress(OSError):
+                here.parent.rmdir()
+            return True
+        if here.is_file() and here.read_bytes() == content:
+            return False
+        if executable is None:
+            executable = here.is_file() and bool(here.stat().st_mode & stat.S_IXUSR)
+        _replace(here, content, executable=executable)
+        return True
+
+    def _record(self, changed: dict[str, bool]) -> None:
+        _replace(self._state, json.dumps(changed, sort_keys=True, indent=1).encode(), executable=False)
+
+
+class PackageBase:
+    """A package's files: those of the tree itself, as long as they are not changed there.
+
+    :param hashes: of KVM's files, from the package's tarball.
+    """
+
+    def __init__(self, tree: KeptTree, hashes: dict[str, str]) -> None:
+        self._tree = tree
+        self._hashes = hashes
+
+    def read(self, path: str) -> bytes | None:
+        return self._tree.original(path)
+
+    def guarded(self) -> dict[str, str]:
+        return self._hashes
+
+
+class UserBase:
+    """A tree of the user's, only ever read.
+
+    :raises BuildError: it is no kernel tree.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        if not (self.folder / "arch/x86/kvm").is_dir() or not (self.folder / "Kbuild").is_file():
+            raise BuildError(
+                f"{folder} is not a Linux kernel tree",
+                hint="--kernel-tree takes the folder that has arch/ in it",
+            )
+
+    def read(self, path: str) -> bytes | None:
+        file = self.folder / path
+        return file.read_bytes() if file.is_file() else None
+
+    def guarded(self) -> dict[str, str]:
+        sources = self.files()
+        return {
+            path: hash_ for path, hash_ in unchanged.guarded_files(self.folder).items() if path in sources
+        }
+
+    def version(self) -> str:
+        """``7.3.4`` or ``7.4.0-rc1``, from the Makefile."""
+        values = {}
+        for line in (self.folder / "Makefile").read_text().splitlines()[:10]:
+            key, _, value = line.partition("=")
+            values[key.strip()] = value.strip()
+        numbers = ".".join(values.get(key) or "0" for key in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
+        return numbers + values.get("EXTRAVERSION", "")
+
+    def files(self) -> dict[str, str]:
+        """Path → fingerprint (size, times, mode) of every source file; what a build made is left out.
+
+        In a git work tree the files are git's and the new ones that it does not ignore; elsewhere, all
+        that do not look like a build's output.
+        """
+        found = {}
+        for path in self._listed():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = (self.folder / path).lstat()
+                if not stat.S_ISDIR(status.st_mode):
+                    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+                    found[path] = f"{status.st_size} {times} {status.st_mode:o}"
+        return found
+
+    def copy_to(self, tree: KeptTree) -> int:
+        """Bring a kept tree up to date; returns the number of files that were copied or removed.
+
+        Copies get the present time, so that make sees a file that was replaced by an older one.
+        """
+        listing = tree.folder / "copied.json"
+        try:
+            before: dict[str, str] = json.loads(listing.read_text())
+        except FileNotFoundError:
+            before = {}
+        now = self.files()
+        ours = tree.changed_paths()
+        moved = 0
+        for path in sorted(set(before) - set(now)):
+            if path not in ours:
+                (tree.src / path).unlink(missing_ok=True)
+                moved += 1
+        # A copy that is interrupted has to be told from one that is whole: what is not listed is copied anew.
+        settled = {path: mark for path, mark in before.items() if now.get(path) == mark}
+        if settled != before or not listing.exists():
+            _replace(listing, json.dumps(settled).encode(), executable=False)
+        for path, mark in now.items():
+            if before.get(path) == mark:
+                continue
+            moved += 1
+            if path in ours:
+                continue
+            source, target = self.folder / path, tree.src / path
+            if source.is_symlink():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                target.symlink_to(source.readlink())
+            else:
+                executable = bool(source.stat().st_mode & stat.S_IXUSR)
+                content = source.read_bytes()
+                if not _same(target, content, executable):
+                    _replace(target, content, executable=executable)
+        _replace(listing, json.dumps(now).encode(), executable=False)
+        return moved
+
+    def _listed(self) -> list[str]:
+        if (self.folder / ".git").exists():
+            command = ["git", "-c", f"safe.directory={self.folder}", "-C", str(self.folder)]
+            command += ["ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+            done = subprocess.run(command, env=environment(), capture_output=True, check=False)
+            if done.returncode == 0:
+                return [name for name in done.stdout.decode(errors="surrogateescape").split("\0") if name]
+        return list(self._walk(""))
+
+    def _walk(self, below: str) -> list[str]:
+        found = []
+        with os.scandir(self.folder / below) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = f"{below}{entry.name}"
+                if _is_output(path):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    found += self._walk(path + "/")
+                else:
+                    found.append(path)
+        return found
+
+
+_OUTPUT_SUFFIXES = (".o", ".ko", ".a", ".mod", ".mod.c", ".cmd", ".order", ".lds.tmp")
+_OUTPUT_PATHS = {
+    ".git",
+    ".config",
+    ".config.old",
+    "include/config",
+    "include/generated",
+    "arch/x86/include/generated",
+    "vmlinux",
+    "System.map",
+    "Module.symvers",
+    "modules.builtin",
+    "modules.builtin.modinfo",
+}
+
+
+def _is_output(path: str) -> bool:
+    return path in _OUTPUT_PATHS or path.endswith(_OUTPUT_SUFFIXES)
+
+
+def _same(target: Path, content: bytes, executable: bool) -> bool:
+    return (
+        target.is_file()
+        and not target.is_symlink()
+        and bool(target.stat().st_mode & stat.S_IXUSR) == executable
+        and target.read_bytes() == content
+    )
+
+
+def _replace(path: Path, content: bytes, *, executable: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".tdx-e2e-new")
+    new.write_bytes(content)
+    new.chmod(0o755 if executable else 0o644)
+    new.replace(path)

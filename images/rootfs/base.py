@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's part of the root file system: a tar that is kept, so that a change of ours costs seconds.
+
+Its versions are those that the mirror had when it was made; the manifest names them.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+from images import apt, tools
+from images.cache import Artefact, Cache, digest_files, digest_inputs
+from images.commands import Log, require_tools, run
+from images.errors import CommandError
+from images.progress import Reporter
+
+KIND = "debian"
+SUITE = "trixie"
+PACKAGES = ("python3", "openssh-server", "kmod", "iproute2")
+TAR = "debian.tar"
+
+_NEEDED_BYTES = 900_000_000
+_TOOLS = {"mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "util-linux"}
+_STATUS = "./var/lib/dpkg/status"
+_UNWANTED = (
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/i18n/*",
+    "/usr/share/lintian/*",
+)
+
+
+def inputs() -> dict[str, object]:
+    """What the packages are chosen by."""
+    return {
+        "suite": SUITE,
+        "packages": list(PACKAGES),
+        "recipe": digest_files(Path(__file__).parent, ("base.py",)),
+        "tools": tools.versions("mmdebstrap"),
+    }
+
+
+def find(cache: Cache) -> Artefact | None:
+    """The finished tar, or None."""
+    return cache.find(KIND, SUITE, digest_inputs(inputs()))
+
+
+def ensure(cache: Cache, reporter: Reporter, log: Log, *, mirror: str | None = None) -> Artefact:
+    """The tar, made if it is not in the cache; the caller holds the lock of the root file system.
+
+    :param mirror: URI of a Debian archive; the host's by default.
+    :raises BuildError: no network, no mmdebstrap, a package that the mirror lacks.
+    """
+    require_tools(_TOOLS, "the root file system")
+    if found := find(cache):
+        return found
+    wanted = inputs()
+    cache.require_space(_NEEDED_BYTES, "the root file system")
+    with cache.scratch(KIND) as scratch:
+        out = scratch / "out"
+        out.mkdir()
+        with reporter.step("rootfs: installing Debian packages"):
+            _bootstrap(out / TAR, scratch, apt.mirror(mirror, log), log)
+        with tarfile.open(out / TAR) as tar:
+            status = tar.extractfile(_STATUS)
+            assert status is not None
+            packages = _installed(status.read().decode())
+        manifest = {"inputs": wanted, "packages": packages}
+        return cache.publish(out, KIND, SUITE, digest_inputs(wanted), manifest)
+
+
+def _bootstrap(tar: Path, scratch: Path, mirror: str, log: Log) -> None:
+    as_root = os.geteuid() == 0
+    argv: list[str | Path] = []
+    if as_root:
+        # A mount namespace of its own: what mmdebstrap mounts is gone with it, even after a SIGKILL.
+        argv += ["unshare", "--mount", "--"]
+    argv += [
+        "mmdebstrap",
+        f"--mode={'root' if as_root else 'unshare'}",
+        "--variant=essential",
+        "--format=tar",
+    ]
+    argv += ["--architectures=amd64", f"--include={','.join(PACKAGES)}", f"--keyring={apt.keyring()}"]
+    argv += ['--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"']
+    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _UNWANTED]
+    argv += [SUITE, tar, f"deb {mirror} {SUITE} main"]
+    env = {"DEBIAN_FRONTEND": "noninteractive"}
+    # Without root mmdebstrap works as other users of ours, who may not enter a private home.
+    env["TMPDIR"] = str(scratch) if as_root else "/var/tmp"
+    try:
+        run(argv, log=log, env=env, what="mmdebstrap failed", hint=_hint(as_root))
+    except CommandError as error:
+        raise apt.explain(error, mirror, SUITE) from error
+
+
+def _hint(as_root: bool) -> str:
+    if as_root:
+        return ""
+    return "without root, mmdebstrap needs uidmap and your lines in /etc/subuid and /etc/subgid; or use sudo"
+
+
+def _installed(status: str) -> dict[str, str]:
+    """Package → version, from the text of /var/lib/dpkg/status."""
+    found = {}
+    name = ""
+    for line in status.splitlines():
+        key, _, value = line.partition(": ")
+        if key == "Package":
+            name = value
+        elif key == "Version":
+            found[name] = value
+    return found

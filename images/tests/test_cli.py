@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from images import __main__ as entry
+from images import api, cli
+from images.cache import Cache
+from images.errors import BuildError
+from images.shell import command_line
+
+_ROOT = Path(__file__).parents[2]
+
+
+def _put(cache: Cache, kind: str, label: str, content_hash: str, version: str = "") -> Path:
+    with cache.scratch(kind) as scratch:
+        (scratch / "out").mkdir()
+        (scratch / "out/image").write_bytes(b"x" * 10_000)
+        manifest = {"version": version} if version else {}
+        return cache.publish(scratch / "out", kind, label, content_hash, manifest).path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TDX_E2E_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "kernel", "--flavour", "nope"], "error: there is no kernel flavour 'nope'"),
+        (
+            ["build", "kernel", "--kernel-tree", "/nonexistent"],
+            "error: /nonexistent is not a Linux kernel tree",
+        ),
+        (
+            ["build", "--kernel-tree", "/", "--kernel-version", "7.3"],
+            "error: --kernel-tree and --kernel-version",
+        ),
+        (["shell", "--qemu", "no-such-qemu"], "error: no-such-qemu is not here"),
+        (["shell", "--cpus", "3", "--sockets", "2"], "error: 3 CPUs cannot be spread over 2 packages"),
+    ],
+)
+def test_bad_input_is_one_line_with_a_hint_and_status_1(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("images.shell.shutil.which", lambda name, **_: None if "no-such" in name else name)
+    assert entry.main(words) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert lines[0].startswith(message)
+    assert lines[1].startswith("  hint: ")
+    assert captured.out == ""
+
+
+def test_a_wrong_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        entry.main(["build", "toaster"])
+    assert caught.value.code == 2
+    assert "toaster" in capsys.readouterr().err
+
+
+def test_the_log_stands_below_the_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise BuildError("it broke", hint="mend it", log=Path("/some/log"))
+
+    monkeypatch.setattr(cli, "build", fail)
+    assert entry.main(["build"]) == 1
+    assert capsys.readouterr().err == "error: it broke\n  hint: mend it\n  log:  /some/log\n"
+
+
+def test_an_interrupt_says_so_and_is_status_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build", interrupt)
+    assert entry.main(["build"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_what_is_cached_is_listed(capsys: pytest.CaptureFixture[str], cache: Cache) -> None:
+    path = _put(cache, "kernel", "upstream", "0123456789abcdef", "7.3.4")
+    os.utime(path, (time.time() - 7200, time.time() - 7200))
+    assert entry.main(["list"]) == 0
+    header, row, total = capsys.readouterr().out.splitlines()
+    assert header.split() == ["KIND", "LABEL", "VERSION", "SIZE", "AGE", "CONTENT", "HASH"]
+    assert row.split()[:3] == ["kernel", "upstream", "7.3.4"]
+    assert row.split()[-3:] == ["2", "h", "0123456789abcdef"]
+    assert str(cache.root) in total
+
+
+def test_clean_keeps_what_is_up_to_date(
+    cache: Cache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = _put(cache, "payloads", "x86_64", "0" * 16)
+    new = _put(cache, "payloads", "x86_64", "1" * 16)
+    monkeypatch.setattr(cli, "current", lambda _: {new.name})
+    assert entry.main(["clean"]) == 0
+    assert not old.exists()
+    assert new.is_dir()
+    assert f"removing {old.name}" in capsys.readouterr().out
+    assert entry.main(["clean", "--all"]) == 0
+    assert not new.exists()
+
+
+def test_sizes_and_ages_are_readable() -> None:
+    assert [cli.human_size(size) for size in (0, 1, 999_999, 12_345_678, 1_500_000_000)] == [
+        "0 kB",
+        "1 kB",
+        "1000 kB",
+        "12 MB",
+        "1.5 GB",
+    ]
+    assert [cli.human_age(age) for age in (1, 60, 7199, 200_000)] == ["now", "1 min", "1 h", "2 d"]
+
+
+def test_finding_in_an_empty_cache_finds_nothing_and_makes_nothing(cache: Cache) -> None:
+    assert api.find_kernel(cache=cache) is None
+    assert api.find_rootfs(cache=cache) is None
+    assert api.find_payloads(cache=cache) is None
+    assert not cache.root.exists()
+
+
+def test_importing_the_api_is_cheap() -> None:
+    program = (
+        "import sys, images.api\n"
+        "print([name for name in ('rich', 'filelock', 'images.kernel') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_the_shells_command_line_has_the_disks_in_order_and_the_console(cache: Cache) -> None:
+    kernel, rootfs = _put(cache, "kernel", "upstream", "0" * 16), _put(cache, "rootfs", "trixie", "1" * 16)
+    artefacts = {artefact.kind: artefact for artefact in cache.artefacts()}
+    words = command_line(
+        "qemu",
+        artefacts["kernel"],
+        artefacts["rootfs"],
+        cpus=4,
+        sockets=2,
+        memory=2048,
+        keyids=64,
+        max_vcpus=8,
+    )
+    assert words[0] == "qemu"
+    text = " ".join(words)
+    assert text.index(f"{rootfs}/rootfs.ext4") < text.index(f"{kernel}/modules.ext4")
+    assert text.count("read-only=on") == 2
+    append = words[words.index("-append") + 1].split()
+    assert {"tdx_e2e.shell", "tdx_e2e.modules=/dev/vdb", "softseam.keyids=64", "softseam.max_vcpus=8"} <= set(
+        append
+    )
+    assert words[words.index("-smp") + 1] == "4,sockets=2"
+    assert words[words.index("-serial") + 1] == "mon:stdio"

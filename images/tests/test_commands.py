@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from images.commands import Log, child, environment, require_tools, run
+from images.errors import BuildError, CommandError
+
+
+def test_everything_a_command_prints_is_in_the_log_and_given_back(log: Log) -> None:
+    seen: list[str] = []
+    lines = run(["sh", "-c", "echo out; echo err >&2"], log=log, what="x", on_line=seen.append)
+    assert lines == seen == ["out", "err"]
+    text = log.path.read_text()
+    assert "+ sh -c 'echo out; echo err >&2'\n" in text
+    assert "out\nerr\n# exit 0" in text
+
+
+def test_a_failure_names_the_last_line_the_status_and_the_log(log: Log) -> None:
+    with pytest.raises(CommandError) as caught:
+        run(
+            ["sh", "-c", "echo first; echo it broke; echo; exit 3"], log=log, what="the step failed", hint="h"
+        )
+    error = caught.value
+    assert error.message == "the step failed (exit status 3): it broke"
+    assert error.returncode == 3
+    assert error.output == ("first", "it broke", "")
+    assert str(error) == f"the step failed (exit status 3): it broke; hint: h; log: {log.path}"
+
+
+def test_a_full_disk_is_called_that(log: Log) -> None:
+    with pytest.raises(CommandError, match="no space left on device") as caught:
+        run(["sh", "-c", "echo 'cp: No space left on device'; echo bye; exit 1"], log=log, what="x")
+    assert "TDX_E2E_CACHE" in caught.value.hint
+
+
+def test_a_command_that_is_not_there_fails_with_a_hint(log: Log) -> None:
+    with pytest.raises(BuildError):
+        run(["/nonexistent/tool"], log=log, what="x")
+
+
+def _ends(watch: int) -> bool:
+    """Whether the process of a pidfd ends within 30 s."""
+    readable, _, _ = select.select([watch], [], [], 30)
+    return bool(readable)
+
+
+def test_leaving_early_ends_the_whole_process_group(log: Log) -> None:
+    def leave() -> None:
+        with child(["sh", "-c", "sleep 600 & echo $!; wait"], log=log) as process:
+            assert process.stdout is not None
+            watches.append(os.pidfd_open(int(process.stdout.readline())))
+            watches.append(os.pidfd_open(process.pid))
+            raise KeyboardInterrupt
+
+    watches: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    try:
+        assert all(_ends(watch) for watch in watches)
+    finally:
+        for watch in watches:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(watch, signal.SIGKILL)
+            os.close(watch)
+
+
+def test_a_command_does_not_outlive_a_killed_builder(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from images.commands import Log, run\n"
+        "run(['sh', '-c', 'echo $$; exec sleep 600'], log=Log(Path(sys.argv[1])), what='x',"
+        " on_line=lambda line: print(line, flush=True))"
+    )
+    builder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "log")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert builder.stdout is not None
+    pid = int(builder.stdout.readline())
+    watch = os.pidfd_open(pid)
+    builder.kill()
+    builder.wait(timeout=30)
+    try:
+        assert _ends(watch), "the command still runs"
+    finally:
+        os.close(watch)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        builder.stdout.close()
+
+
+def test_every_missing_tool_is_named_at_once() -> None:
+    require_tools({"sh": "dash"}, "nothing")
+    with pytest.raises(BuildError, match="no-such-a, no-such-b not found on this machine; needed for the kernel") as caught:
+        require_tools({"no-such-b": "pkg-b", "sh": "dash", "no-such-a": "pkg-a"}, "the kernel")
+    assert "pkg-a pkg-b" in caught.value.hint
+
+
+def test_tools_in_sbin_are_found_and_messages_are_untranslated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("MAKEFLAGS", "-n")
+    env = environment({"EXTRA": "1"})
+    assert "/usr/sbin" in env["PATH"].split(":")
+    assert (env["LC_ALL"], env["EXTRA"]) == ("C.UTF-8", "1")
+    assert "MAKEFLAGS" not in env

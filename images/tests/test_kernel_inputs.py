@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Flavours, configuration, choice and unpacking of the source package, and what makes a new kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from images.cache import Cache, digest_inputs
+from images.commands import Log
+from images.errors import BuildError
+from images.kernel import build, config, flavours, package
+from images.kernel.package import Memory, Source, choose, matches, unpack
+from images.progress import Reporter
+
+_needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="this machine has no dpkg")
+
+_AVAILABLE = [
+    ("linux-source-7.1", "7.1.7-1~bpo13+1"),
+    ("linux-source-7.3", "7.3.9-1~bpo13+1"),
+    ("linux-source-7.3", "7.3.10-1~bpo13+1"),
+    ("linux-source-7.10", "7.10.1-1~bpo13+1"),
+    ("linux-source-7.9", "7.9.2-1~bpo13+1"),
+    ("linux-source-7.9", "7.9.2-1~bpo13+2"),
+]
+
+
+def test_the_fragment_is_read_and_what_did_not_take_is_said() -> None:
+    asked = config.parse(
+        "# a comment\nCONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\nCONFIG_D=16\nCONFIG_E=n\n"
+    )
+    assert asked == {"CONFIG_A": "y", "CONFIG_B": "m", "CONFIG_C": "n", "CONFIG_D": "16", "CONFIG_E": "n"}
+    got = config.parse("CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\nCONFIG_E=y\n")
+    assert config.not_taken(asked, got) == [
+        "CONFIG_B=m (is y)",
+        "CONFIG_D=16 (is n)",
+        "CONFIG_E=n (is y)",
+    ]
+    assert config.not_taken(asked, {**asked, "CONFIG_MORE": "y"}) == []
+
+
+@_needs_dpkg
+def test_the_usual_series_is_taken_at_its_newest_version() -> None:
+    assert choose(_AVAILABLE, None) == [("linux-source-7.3", "7.3.10-1~bpo13+1")]
+
+
+@_needs_dpkg
+def test_when_the_usual_series_is_gone_the_newest_of_each_is_tried() -> None:
+    rest = [item for item in _AVAILABLE if item[0] != "linux-source-7.3"]
+    assert choose(rest, None) == [
+        ("linux-source-7.10", "7.10.1-1~bpo13+1"),
+        ("linux-source-7.9", "7.9.2-1~bpo13+2"),
+        ("linux-source-7.1", "7.1.7-1~bpo13+1"),
+    ]
+
+
+@_needs_dpkg
+@pytest.mark.parametrize("asked", ["7.9", "7.9.2", "7.9.2-1~bpo13+2", "linux-source-7.9"])
+def test_a_version_can_be_asked_for(asked: str) -> None:
+    assert choose(_AVAILABLE, asked) == [("linux-source-7.9", "7.9.2-1~bpo13+2")]
+    assert choose(_AVAILABLE, "7.2") == []
+
+
+def test_a_version_is_not_taken_for_a_longer_one() -> None:
+    assert not matches("7.1", "linux-source-7.10", "7.10.1-1")
+    assert not matches("7.3.1", "linux-source-7.3", "7.3.10-1")
+
+
+def test_what_was_used_is_remembered_for_each_request(cache: Cache) -> None:
+    memory = Memory(cache)
+    assert memory.recall(None) is None
+    old, new = Source("linux-source-7.3", "7.3.4-1", "aa"), Source("linux-source-7.3", "7.3.5-1", "bb")
+    memory.remember(None, old)
+    memory.remember("7.3.5", new)
+    assert memory.recall(None) == old
+    assert memory.recall("7.3.4-1") == old
+    assert memory.recall("7.3.5") == new
+    assert (new.series, new.upstream) == ("7.3", "7.3.5")
+
+
+def _package(folder: Path, *, whole: bool = True) -> Path:
+    """A .deb with a little kernel in it."""
+    members = {
+        "Makefile": b"all:\n",
+        "arch/x86/kvm/x86.c": b"int x86;\n",
+        "virt/kvm/kvm_main.c": b"int main;\n",
+        "arch/arm/kernel/x.c": b"int arm;\n",
+        "arch/arm/crypto/Kconfig": b"config ARM\n",
+        "arch/arm/boot/dts/a.dtsi": b"/ {};\n",
+        "Documentation/kvm/api.rst": b"text\n",
+        "Documentation/Kconfig": b"menu\n",
+        "drivers/gpu/drm/amd/include/big.h": b"#define\n",
+    }
+    source = folder / "root/usr/src"
+    source.mkdir(parents=True)
+    with tarfile.open(source / "linux-source-7.3.tar.xz", "w:xz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"linux-source-7.3/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    if not whole:
+        tarball = source / "linux-source-7.3.tar.xz"
+        tarball.write_bytes(tarball.read_bytes()[:-200])
+    (folder / "root/DEBIAN").mkdir()
+    (folder / "root/DEBIAN/control").write_text(
+        "Package: linux-source-7.3\nVersion: 7.3.4-1\nArchitecture: all\nMaintainer: x <x@x.invalid>\n"
+        "Description: x\n"
+    )
+    deb = folder / "linux-source-7.3_7.3.4-1_all.deb"
+    subprocess.run(["dpkg-deb", "-b", folder / "root", deb], check=True, capture_output=True)
+    return deb
+
+
+@_needs_dpkg
+def test_a_package_is_unpacked_and_kvms_hashes_come_from_its_tarball(
+    tmp_path: Path, log: Log, report: Reporter
+) -> None:
+    hashes = unpack(_package(tmp_path), tmp_path / "src", log, report)
+    assert hashes == {
+        "arch/x86/kvm/x86.c": hashlib.sha256(b"int x86;\n").hexdigest(),
+        "virt/kvm/kvm_main.c": hashlib.sha256(b"int main;\n").hexdigest(),
+    }
+    files = {
+        str(path.relative_to(tmp_path / "src")) for path in (tmp_path / "src").rglob("*") if path.is_file()
+    }
+    assert files == {
+        "Makefile",
+        "arch/x86/kvm/x86.c",
+        "virt/kvm/kvm_main.c",
+        "arch/arm/crypto/Kconfig",
+        "Documentation/Kconfig",
+    }
+
+
+@_needs_dpkg
+def test_a_broken_package_is_an_error(tmp_path: Path, log: Log, report: Reporter) -> None:
+    with pytest.raises(BuildError, match="unpacking the kernel source failed") as caught:
+        unpack(_package(tmp_path, whole=False), tmp_path / "src", log, report)
+    assert caught.value.log == log.path
+
+
+def test_upstream_is_unpatched_and_proven(tmp_path: Path) -> None:
+    upstream = flavours.get("upstream")
+    assert upstream.patches == ()
+    assert upstream.kvm_unchanged
+    with pytest.raises(BuildError, match="no kernel flavour 'nope'") as caught:
+        flavours.get("nope")
+    assert "upstream" in caught.value.hint
+
+
+def test_a_flavour_is_its_series_in_order(tmp_path: Path) -> None:
+    for name in ("a/0002.patch", "a/0001.patch", "b/0001.patch"):
+        path = tmp_path / "patches" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "flavours.toml").write_text('[both]\nsummary = "s"\nseries = ["b", "a"]\n')
+    flavour = flavours.load(tmp_path)["both"]
+    assert [str(path.relative_to(tmp_path / "patches")) for path in flavour.patches] == [
+        "b/0001.patch",
+        "a/0001.patch",
+        "a/0002.patch",
+    ]
+    assert not flavour.kvm_unchanged
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[x]\nseries = ["absent"]\n', "patches/absent has no patch"),
+        ("[x]\nserie = []\n", "unknown key serie"),
+        ("[x\n", "flavours.toml"),
+    ],
+)
+def test_a_wrong_flavours_file_is_said(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "flavours.toml").write_text(text)
+    with pytest.raises(BuildError, match=message):
+        flavours.load(tmp_path)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of kernel inputs that a test may change."""
+    folder = tmp_path / "kernel"
+    (folder / "softseam").mkdir(parents=True)
+    (folder / "softseam/sys.c").write_text("int sys;\n")
+    (folder / "patches/hooks").mkdir(parents=True)
+    (folder / "patches/hooks/0001-a.patch").write_text("a")
+    (folder / "fragment.config").write_text("CONFIG_A=y\n")
+    (folder / "flavours.toml").write_text("[upstream]\n")
+    monkeypatch.setattr(build, "_HERE", folder)
+    monkeypatch.setattr(flavours.hook_patches, "__defaults__", (folder,))
+    return folder
+
+
+def _hash(**base: object) -> str:
+    flavour = flavours.Flavour("upstream", "", (), True)
+    return digest_inputs(build._inputs(flavour, {"version": "7.3.4", **base}))
+
+
+@pytest.mark.usefixtures("recipe")
+def test_the_same_inputs_make_the_same_kernel() -> None:
+    assert _hash() == _hash()
+
+
+@pytest.mark.parametrize(
+    "name", ["softseam/sys.c", "softseam/new.c", "patches/hooks/0001-a.patch", "fragment.config"]
+)
+def test_a_change_of_any_input_makes_another_kernel(recipe: Path, name: str) -> None:
+    before = _hash()
+    with (recipe / name).open("a") as file:
+        file.write("CONFIG_B=y\n")
+    assert _hash() != before
+
+
+@pytest.mark.usefixtures("recipe")
+def test_version_and_compiler_make_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _hash()
+    assert _hash(version="7.3.5") != before
+    monkeypatch.setattr("images.tools.versions", lambda *_: {"gcc": "gcc 99"})
+    assert _hash() != before
+
+
+def test_the_patch_hash_leaves_the_base_out(recipe: Path) -> None:
+    flavour = flavours.Flavour("upstream", "", (), True)
+    before = build.patch_hash(flavour)
+    assert len(before) == 12
+    (recipe / "fragment.config").write_text("CONFIG_B=y\n")
+    assert build.patch_hash(flavour) == before
+    (recipe / "softseam/sys.c").write_text("int other;\n")
+    assert build.patch_hash(flavour) != before
+
+
+def test_init_is_told_what_to_load_in_order() -> None:
+    everything = build.autoload(lambda _: True)
+    assert everything == "irqbypass.ko\nkvm.ko\nkvm-intel.ko tdx=1 nested=0\n"
+    assert build.autoload(lambda name: name != "irqbypass.ko") == "kvm.ko\nkvm-intel.ko tdx=1 nested=0\n"
+
+
+def test_a_space_check_comes_before_anything_is_fetched(
+    cache: Cache, report: Reporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("images.cache.shutil.disk_usage", lambda _: usage._replace(free=10**8))
+    monkeypatch.setattr(package.Archive, "__init__", lambda self, *_: None)
+    monkeypatch.setattr(package.Archive, "candidates", lambda *_: [("linux-source-7.3", "7.3.4-1")])
+    with pytest.raises(BuildError, match=r"the kernel source needs 2\.\d GB of free space"):
+        build.ensure(cache, build.Request(), report)
+    assert not any(cache.trees.glob("*"))
