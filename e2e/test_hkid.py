@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import CURRENT, Hkids
 from fixtures.kvm import abi, calls, crowd, requests, stages
 from fixtures.kvm.abi import Cap, VmType
-from fixtures.kvm.calls import Earlier, Int
+from fixtures.kvm.calls import Call, Earlier, Int
 from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.handle import ioctl_call, value_of
@@ -136,7 +137,7 @@ def test_goes_with_the_last_reference_whatever_the_order_before(last: str, kvm: 
     told = {order: lives_until_all_are_closed(recorder, kvm, order) for order in orders}
     recorder.commit()
     held = [before + 1] * len(REFERENCES)
-    assert told == dict.fromkeys(orders, [*held, before])
+    assert told == {order: [*held, before] for order in orders}
 
 
 def test_copy_of_the_vm_fd_holds_it(td_initialized: stages.Assembly, hkids: Hkids) -> None:
@@ -168,7 +169,7 @@ def test_memory_and_irqfd_do_not_hold_it(td_finalized: stages.Assembly, hkids: H
 def test_freed_ids_are_used_again_and_again(tdx_host: TdxHost, kvm: Kvm, hkids: Hkids) -> None:
     told = Capability.GROUND_TRUTH in tdx_host.capabilities
     seen = max((event.seq for event in Truth(tdx_host.agent).history()), default=-1) if told else -1
-    cycle = [
+    cycle: list[Call[Any]] = [
         requests.create_vm(kvm.fd, VmType.TDX),
         requests.init_vm(Earlier(0), stages.default_params(kvm.worker).pack()),
         calls.close(Earlier(0)),
@@ -183,11 +184,11 @@ def test_freed_ids_are_used_again_and_again(tdx_host: TdxHost, kvm: Kvm, hkids: 
 
 def test_only_free_id_is_the_one_that_is_taken(tdx_host: TdxHost, kvm: Kvm, hkids: Hkids) -> None:
     pool = crowd.initialized(kvm, hkids.free)
-    for td in (pool[0], pool[-1], pool[len(pool) // 2]):
-        td.close()
+    for freed in (0, len(pool) - 1, len(pool) // 2):
+        pool[freed].close()
         assert hkids.free == 1
-        with crowd.initialized(kvm, 1)[0]:
-            assert hkids.free == 0
+        pool[freed] = crowd.initialized(kvm, 1)[0]
+        assert hkids.free == 0
 
 
 # what happens when none is left

@@ -30,7 +30,10 @@ _NO_NETWORK = re.compile(
     r"Could not resolve|Temporary failure|Network is unreachable|Could not connect|"
     r"Connection (refused|timed out)|Unable to connect"
 )
-_NOT_THERE = re.compile(r"does not have a Release|404 +Not Found|Malformed Release|no longer has a Release")
+_NOT_THERE = re.compile(
+    r"does not have a Release|no longer has a Release|Malformed Release|Unable to locate package|"
+    r"\b4\d\d  [A-Z]"
+)
 _UNTRUSTED = re.compile(r"NO_PUBKEY|not signed|signatures? (were|was) invalid|couldn't be verified|EXPKEYSIG")
 _MIRROR_HINT = f"name another mirror with --mirror or {MIRROR_ENV}"
 
@@ -150,15 +153,16 @@ class PrivateApt:
             "download",
             f"{package}={version}",
             cwd=folder,
+            of=f"{package} {version}, which its lists name",
             what=f"downloading {package} {version} failed",
         )
         return next(folder.glob(f"{package}_*.deb"))
 
-    def _apt(self, tool: str, *words: str, what: str, cwd: Path | None = None) -> list[str]:
+    def _apt(self, tool: str, *words: str, what: str, of: str = "", cwd: Path | None = None) -> list[str]:
         try:
             return run([tool, "-q", "-c", self._config, *words], log=self._log, what=what, cwd=cwd)
         except CommandError as error:
-            raise explain(error, self.mirror, self.suite) from error
+            raise explain(error, self.mirror, of or self.suite) from error
 
     def _configuration(self) -> str:
         root = self._root
@@ -184,8 +188,11 @@ class PrivateApt:
         return "\n".join([*clear, *(f'{key} "{value}";' for key, value in settings.items()), targets, ""])
 
 
-def explain(error: CommandError, mirror_uri: str, suite: str) -> BuildError:
-    """What a failure of apt's or mmdebstrap's means, from what it printed."""
+def explain(error: CommandError, mirror_uri: str, what: str) -> BuildError:
+    """What a failure of apt's or mmdebstrap's means, from what it printed.
+
+    :param what: what was to be had from the mirror: a suite, a package.
+    """
     text = "\n".join(error.output)
     if _NO_NETWORK.search(text):
         return BuildError(
@@ -193,12 +200,12 @@ def explain(error: CommandError, mirror_uri: str, suite: str) -> BuildError:
             hint=f"check the connection and apt's proxy settings, or {_MIRROR_HINT}",
             log=error.log,
         )
+    if _NOT_THERE.search(text):
+        return BuildError(f"{mirror_uri} does not have {what}", hint=_MIRROR_HINT, log=error.log)
     if _UNTRUSTED.search(text):
         return BuildError(
-            f"the signature of {suite} on {mirror_uri} does not verify",
+            f"the signature of {what} on {mirror_uri} does not verify",
             hint="update debian-archive-keyring, or " + _MIRROR_HINT,
             log=error.log,
         )
-    if _NOT_THERE.search(text):
-        return BuildError(f"{mirror_uri} does not have {suite}", hint=_MIRROR_HINT, log=error.log)
     return error

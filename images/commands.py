@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -154,7 +155,7 @@ def run(
         stdin: int | IO[bytes] = subprocess.DEVNULL
         if input_file is not None:
             stdin = stack.enter_context(input_file.open("rb"))
-        started = time.monotonic()
+        started, used = time.monotonic(), _cpu_seconds()
         process = stack.enter_context(child(argv, log=log, cwd=cwd, env=env, stdin=stdin))
         assert process.stdout is not None
         for raw in process.stdout:
@@ -164,10 +165,17 @@ def run(
             if on_line is not None:
                 on_line(line)
         status = process.wait()
-        log.note(f"exit {status} after {time.monotonic() - started:.1f} s")
+        took = f"{time.monotonic() - started:.1f} s, {_cpu_seconds() - used:.1f} s of CPU"
+        log.note(f"exit {status} after {took}")
     if status:
         raise failure(what, status, tuple(kept), hint=hint, log=log.path)
     return list(kept)
+
+
+def _cpu_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def failure(

@@ -22,7 +22,7 @@ from images import ext4, tools
 from images.cache import Artefact, Cache, digest_files, digest_inputs, file_sha256, remove_tree
 from images.commands import Log, require_tools, run
 from images.errors import BuildError, CommandError
-from images.kernel import config, flavours, package, unchanged
+from images.kernel import config, flavours, needed, package, unchanged
 from images.kernel.flavours import Flavour
 from images.kernel.package import Source
 from images.kernel.patching import PatchError, work_out
@@ -34,7 +34,7 @@ SOFTSEAM = "arch/x86/virt/softseam"
 BZIMAGE, MODULES, MODULES_IMAGE = "bzImage", "modules", "modules.ext4"
 
 _HERE = Path(__file__).parent
-_RECIPE = ("build.py", "config.py", "patching.py", "tree.py", "unchanged.py")
+_RECIPE = ("build.py", "config.py", "needed.py", "patching.py", "tree.py", "unchanged.py")
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f02"
 _OUT_BYTES = 700_000_000
 _USUAL_OBJECTS = 1900
@@ -217,7 +217,7 @@ class _Builder:
                 "package": name,
                 "version": version,
                 "sha256": source.sha256,
-                "left_out": list(package.LEFT_OUT),
+                "left_out": list(needed.LEFT_OUT),
                 "kvm": hashes,
             }
             (whole / "package.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
@@ -377,7 +377,7 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
         facts: dict[str, Any] = json.loads((folder / "package.json").read_text())
     except FileNotFoundError:
         return None
-    return facts if facts.get("left_out") == list(package.LEFT_OUT) else None
+    return facts if facts.get("left_out") == list(needed.LEFT_OUT) else None
 
 
 def autoload(is_there: Callable[[str], bool]) -> str:

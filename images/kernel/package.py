@@ -21,7 +21,7 @@ from images import apt
 from images.cache import Cache, file_sha256
 from images.commands import Log, child, failure
 from images.errors import BuildError
-from images.kernel import unchanged
+from images.kernel import needed, unchanged
 from images.progress import Reporter
 
 SUITE = "trixie-backports"
@@ -32,20 +32,6 @@ UNPACKED_BYTES = 1_500_000_000
 _PREFIX = "linux-source-"
 _TARBALL_BYTES = 1_720_000_000
 _BLOCK = 1 << 20
-# Not read by a build for x86 (half of the bytes): other architectures but for their Kconfig,
-# documentation, the largest generated headers.
-LEFT_OUT = (
-    *(
-        f"*/arch/{name}/*.{kind}"
-        for kind in ("[chS]", "dts*")
-        for name in (
-            *("alpha", "arc", "arm", "arm64", "csky", "hexagon", "loongarch", "m68k", "microblaze", "mips"),
-            *("nios2", "openrisc", "parisc", "powerpc", "riscv", "s390", "sh", "sparc", "xtensa"),
-        )
-    ),
-    "*/Documentation/[a-z]*",
-    "*/drivers/gpu/drm/amd/include/*",
-)
 
 
 @dataclass(frozen=True)
@@ -204,7 +190,7 @@ def unpack(deb: Path, folder: Path, log: Log, reporter: Reporter) -> dict[str, s
         before anything touched the disk.
     """
     folder.mkdir()
-    excludes = [f"--exclude={pattern}" for pattern in LEFT_OUT]
+    excludes = [f"--exclude=*/{pattern}" for pattern in needed.LEFT_OUT]
     pipeline = (
         'dpkg-deb --fsys-tarfile "$1" | tar -xO --wildcards "./usr/src/linux-source-*.tar.xz" | xz -dc -T0'
     )

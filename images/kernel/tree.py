@@ -18,7 +18,7 @@ from typing import Protocol
 
 from images.commands import environment
 from images.errors import BuildError
-from images.kernel import unchanged
+from images.kernel import needed, unchanged
 from images.kernel.patching import Changes
 
 
@@ -155,13 +155,13 @@ class UserBase:
         return numbers + values.get("EXTRAVERSION", "")
 
     def files(self) -> dict[str, str]:
-        """Path → fingerprint (size, times, mode) of every source file; what a build made is left out.
+        """Path → fingerprint (size, times, mode) of every file that a build reads; what it made is left out.
 
         In a git work tree the files are git's and the new ones that it does not ignore; elsewhere, all
         that do not look like a build's output.
         """
         found = {}
-        for path in self._listed():
+        for path in filter(needed.is_needed, self._listed()):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 status = (self.folder / path).lstat()
                 if not stat.S_ISDIR(status.st_mode):

@@ -100,6 +100,8 @@ def test_another_vendors_archive_is_not_taken_for_debian() -> None:
         ("Could not connect to m.invalid:80", "no network"),
         ("E: The repository 'x trixie Release' does not have a Release file.", "does not have trixie"),
         ("Err:1 x 404  Not Found [IP: 1]", "does not have trixie"),
+        ("Err:1 x\n  400  Bad Request\nE: The repository 'x' is not signed.", "does not have trixie"),
+        ("E: Unable to locate package python4", "does not have trixie"),
         ("GPG error: x: NO_PUBKEY 1234", "does not verify"),
         ("E: something else", "original"),
     ],

@@ -101,7 +101,9 @@ def test_a_command_does_not_outlive_a_killed_builder(tmp_path: Path) -> None:
 
 def test_every_missing_tool_is_named_at_once() -> None:
     require_tools({"sh": "dash"}, "nothing")
-    with pytest.raises(BuildError, match="no-such-a, no-such-b not found on this machine; needed for the kernel") as caught:
+    with pytest.raises(
+        BuildError, match="no-such-a, no-such-b not found on this machine; needed for the kernel"
+    ) as caught:
         require_tools({"no-such-b": "pkg-b", "sh": "dash", "no-such-a": "pkg-a"}, "the kernel")
     assert "pkg-a pkg-b" in caught.value.hint
 

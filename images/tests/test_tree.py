@@ -209,6 +209,14 @@ def test_in_a_git_tree_git_says_what_is_a_source(user: UserBase) -> None:
     assert set(user.files()) == {*(set(_FILES) - {"Kbuild"}), ".gitignore", "untracked.c"}
 
 
+def test_what_no_build_for_x86_reads_is_not_copied(user: UserBase) -> None:
+    for name in ("arch/arm/kernel/x.c", "arch/arm/Kconfig", "Documentation/x.rst", "Documentation/Kconfig"):
+        path = user.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert set(user.files()) == {*_FILES, "arch/arm/Kconfig", "Documentation/Kconfig"}
+
+
 def test_the_fingerprint_tells_every_change(user: UserBase) -> None:
     before = user.files()
     (user.folder / "Kbuild").write_text("obj-y += y\n")

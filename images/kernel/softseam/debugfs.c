@@ -16,7 +16,8 @@
 
 static int module_show(struct seq_file *m, void *v)
 {
-	seq_printf(m, "keyid_start=%u keyids=%u packages=0x%llx max_vcpus_per_td=%u ready=%d leaves=%u\n",
+	seq_printf(m, "version=%u.%u.%u keyid_start=%u keyids=%u packages=0x%llx max_vcpus_per_td=%u ready=%d leaves=%u\n",
+		   SEAM_VERSION_MAJOR, SEAM_VERSION_MINOR, SEAM_VERSION_UPDATE,
 		   SEAM_FIRST_KEYID, seam_nr_keyids, seam_packages, seam_max_vcpus,
 		   seam_sys_state == SYS_READY, seam_nr_leaves());
 	return 0;

@@ -91,6 +91,8 @@ u64 seam_dispatch(struct pt_regs *regs)
 	atomic64_inc(&counters[nr].calls);
 	if (!ret && !seam_injected(nr, &ret))
 		ret = leaf->fn(regs);
+	if (nr == LEAF_PHYMEM_CACHE_WB && ret == SEAM_INTERRUPTED_RESUMABLE)
+		kot_interrupt_cache_wb();
 	/* VP.ENTER's low half is an exit reason, not an error. */
 	if (nr == LEAF_VP_ENTER ? ret >> 32 : ret) {
 		atomic64_inc(&counters[nr].errors);

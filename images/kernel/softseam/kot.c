@@ -20,6 +20,8 @@ static struct {
 	u64 configured;			/* packages that have its key */
 } kot[SEAM_MAX_KEYIDS];
 
+static unsigned long interrupted_wb;	/* packages */
+
 static DEFINE_RAW_SPINLOCK(history_lock);
 static struct {
 	u64 ns, tdr;
@@ -97,10 +99,15 @@ void kot_free(u32 keyid)
 	record("free", keyid, tdr, -1);
 }
 
+/* A package's write-back was told to stop half-way: only injected faults do that. */
+void kot_interrupt_cache_wb(void)
+{
+	set_bit(seam_this_package(), &interrupted_wb);
+}
+
 /*
  * TDH.PHYMEM.CACHE.WB: rcx 0 start, 1 resume.  Writes back the caches of this
- * package, for every KeyID that is flushed now; always completes, so there is
- * never anything to resume.
+ * package, for every KeyID that is flushed now.
  */
 u64 leaf_phymem_cache_wb(struct pt_regs *regs)
 {
@@ -118,7 +125,7 @@ u64 leaf_phymem_cache_wb(struct pt_regs *regs)
 		err = OPND(SEAM_OPERAND_BUSY, OPND_KOT);
 		goto out;
 	}
-	if (regs->cx) {
+	if (regs->cx && !test_and_clear_bit(package, &interrupted_wb)) {
 		err = SEAM_WBCACHE_RESUME_ERROR;
 	} else {
 		for (k = 0; k < SEAM_MAX_KEYIDS; k++) {

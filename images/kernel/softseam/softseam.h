@@ -23,6 +23,11 @@
 #include "lock.h"
 #include "vmcb.h"
 
+/* The first version whose ABI has all that Linux 7.3 asks for is 1.5.05. */
+#define SEAM_VERSION_MAJOR	1
+#define SEAM_VERSION_MINOR	5
+#define SEAM_VERSION_UPDATE	24
+
 #define SEAM_MAX_KEYIDS		256
 #define SEAM_MAX_TDMRS		64
 #define SEAM_MAX_RESERVED	16
@@ -131,6 +136,7 @@ void kot_configured(u32 keyid, u64 packages);
 void kot_flush(u32 keyid);
 bool kot_written_back(u32 keyid);
 void kot_free(u32 keyid);
+void kot_interrupt_cache_wb(void);
 u64 leaf_phymem_cache_wb(struct pt_regs *regs);
 void kot_show(struct seq_file *m);
 void kot_history_show(struct seq_file *m);

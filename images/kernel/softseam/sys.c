@@ -4,9 +4,6 @@
 
 #include "softseam.h"
 
-#define MODULE_MAJOR	1
-#define MODULE_MINOR	5
-#define MODULE_UPDATE	24
 #define MODULE_HANDOFF	1
 #define FIELD_MODULE_HV	0x8900000100000000ULL
 /* How much of a TDMR one SYS.TDMR.INIT sets up, in bytes of memory */
@@ -92,13 +89,13 @@ u64 leaf_sys_rd(struct pt_regs *regs)
 
 	switch (field) {
 	case FIELD_MAJOR_VERSION:
-		val = MODULE_MAJOR;
+		val = SEAM_VERSION_MAJOR;
 		break;
 	case FIELD_MINOR_VERSION:
-		val = MODULE_MINOR;
+		val = SEAM_VERSION_MINOR;
 		break;
 	case FIELD_UPDATE_VERSION:
-		val = MODULE_UPDATE;
+		val = SEAM_VERSION_UPDATE;
 		break;
 	case FIELD_MODULE_HV:
 		val = MODULE_HANDOFF;

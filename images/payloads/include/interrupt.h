@@ -6,6 +6,8 @@
 #include "tdx.h"
 
 #define VECTOR_VE	20
+#define X2APIC_SPIV	0x80f
+#define SPIV_ENABLED	0x100
 #define X2APIC_EOI	0x80b
 #define X2APIC_SELF_IPI	0x83f
 #define NR_VECTORS	256

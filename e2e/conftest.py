@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What several subjects share: TDs that execute a payload, and the proof that a TD is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.errors import LabError
+from fixtures.host.base import Capability, TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm.truth import Truth
+from fixtures.kvm.worker import Worker
+
+
+@pytest.fixture(scope="session")
+def payloads() -> Mapping[str, bytes]:
+    """The payloads' images by name; each source in ``images/payloads`` says at its top what it does."""
+    from images import api
+    from images.errors import BuildError
+
+    try:
+        return {name: path.read_bytes() for name, path in api.ensure_payloads().items()}
+    except BuildError as error:
+        raise LabError(error.message, hint=error.hint, log=error.log) from error
+
+
+@pytest.fixture
+def launch(owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]) -> Launch:
+    """``launch("hello", vcpus=2)`` gives a TD that may run."""
+    return Launch(owner, tdx_cleanup, payloads)
+
+
+@pytest.fixture
+def truth(tdx_host: TdxHost) -> Truth:
+    """What the TDX module knows; the test needs ``ground-truth``."""
+    return Truth(tdx_host.agent)
+
+
+@pytest.fixture
+def assert_gone(tdx_host: TdxHost, hkids: Hkids) -> Callable[[], None]:
+    """Asserts that no TD is left of those made since the test began: neither its HKID nor, where that can be
+    told, a page of it in the TDX module.
+    """
+    told = Capability.GROUND_TRUTH in tdx_host.capabilities
+
+    def check() -> None:
+        assert hkids.taken == 0
+        if told:
+            left = Truth(tdx_host.agent).snapshot()
+            assert not left.tds
+            assert not left.vcpus
+            assert not [pages for pages in left.pages if pages.tdr is not None]
+
+    return check

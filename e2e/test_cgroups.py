@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""HKIDs in the ``misc`` cgroup controller: who is charged, who limits, who is told.
+
+Sources: ``__tdx_td_init`` and ``tdx_hkid_free`` in arch/x86/kvm/vmx/tdx.c, kernel/cgroup/misc.c, and the
+section "Misc" of Documentation/admin-guide/cgroup-v2.rst.
+
+A refused charge meets finding F1: the kernel then gives back what it never took.  What such a test claims
+besides holds on every kernel, so where F1 shows only in the books at the end, nothing but the ledger or the
+kernel's own warning may fail the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from e2e.mistakes import INIT_VM
+from fixtures.cgroup import UNLIMITED, Cgroup
+from fixtures.errors import KernelSplat
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import BooksDiffer, Hkids
+from fixtures.kvm import crowd
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.worker import Worker
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+BOOKS_WRONG_AT_THE_END = pytest.mark.tdx_finding("F1", flavours=("upstream",), raises=(KernelSplat,))
+BOOKS_WRONG_AT_ONCE = pytest.mark.tdx_finding(
+    "F1", flavours=("upstream",), raises=(AssertionError, BooksDiffer)
+)
+
+
+@dataclass
+class Family:
+    """A cgroup with two children, and a process in each child with /dev/kvm open."""
+
+    parent: Cgroup
+    child: Cgroup
+    sibling: Cgroup
+    in_child: Kvm
+    in_sibling: Kvm
+
+    @property
+    def current(self) -> dict[str, int]:
+        return {"parent": self.parent.current, "child": self.child.current, "sibling": self.sibling.current}
+
+    @property
+    def peak(self) -> dict[str, int]:
+        return {"parent": self.parent.peak, "child": self.child.peak, "sibling": self.sibling.peak}
+
+    @property
+    def events(self) -> dict[str, tuple[int, int]]:
+        """``misc.events`` and ``misc.events.local`` of each."""
+        cgroups = {"parent": self.parent, "child": self.child, "sibling": self.sibling}
+        return {name: (one.events, one.events_local) for name, one in cgroups.items()}
+
+    def __getitem__(self, name: str) -> Cgroup:
+        return {"parent": self.parent, "child": self.child, "sibling": self.sibling}[name]
+
+
+@pytest.fixture
+def family(tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack) -> Family:
+    child, sibling = tdx_cgroup.child("child"), tdx_cgroup.child("sibling")
+
+    def process(group: Cgroup) -> Kvm:
+        worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path))
+        return tdx_cleanup.enter_context(Kvm.open(worker))
+
+    return Family(tdx_cgroup, child, sibling, process(child), process(sibling))
+
+
+@pytest.fixture
+def member(tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack) -> Kvm:
+    """/dev/kvm open in a process in the cgroup."""
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    return tdx_cleanup.enter_context(Kvm.open(worker))
+
+
+@contextmanager
+def refused_td(kvm: Kvm, contract: Contract, refusal: Refusal = Refusal.INIT_CGROUP_MAX) -> Iterator[None]:
+    """A TD that gets no HKID; it is open inside of the block."""
+    with kvm.create_td() as td:
+        with refused(contract, refusal):
+            td.init_vm()
+        yield
+
+
+# who is charged
+
+
+def test_creating_a_vm_charges_nobody(member: Kvm, tdx_cgroup: Cgroup) -> None:
+    with member.create_td():
+        assert tdx_cgroup.current == 0
+
+
+def test_init_vm_charges_the_callers_cgroup_and_those_above_it(family: Family, hkids: Hkids) -> None:
+    tds = crowd.initialized(family.in_child, 2)
+    assert family.current == {"parent": 2, "child": 2, "sibling": 0}
+    assert hkids.taken == 2
+    tds[0].close()
+    assert family.current == {"parent": 1, "child": 1, "sibling": 0}
+    tds[1].close()
+    assert family.current == {"parent": 0, "child": 0, "sibling": 0}
+
+
+def test_parent_is_charged_for_all_its_children(family: Family) -> None:
+    crowd.initialized(family.in_child, 2)
+    crowd.initialized(family.in_sibling, 1)
+    assert family.current == {"parent": 3, "child": 2, "sibling": 1}
+
+
+def test_failed_init_vm_is_not_charged(member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
+    mistake = INIT_VM["cpuid-bit-that-the-module-refuses"]  # Found out only after the charge.
+    with member.create_td() as td, refused(contract, mistake.refusal):
+        mistake.make(td)
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (0, 1)
+
+
+def test_peak_is_the_most_that_there_ever_was(family: Family) -> None:
+    first, second, third = crowd.initialized(family.in_child, 3)
+    second.close()
+    third.close()
+    crowd.initialized(family.in_sibling, 1)
+    assert family.current == {"parent": 2, "child": 1, "sibling": 1}
+    assert family.peak == {"parent": 3, "child": 3, "sibling": 1}
+    first.close()
+    assert family.peak == {"parent": 3, "child": 3, "sibling": 1}
+
+
+def test_charge_stays_when_the_process_moves(family: Family) -> None:
+    (td,) = crowd.initialized(family.in_child, 1)
+    family.in_child.worker.enter_cgroup(family.sibling.path)
+    assert family.current == {"parent": 1, "child": 1, "sibling": 0}
+    (late,) = crowd.initialized(family.in_child, 1)
+    assert family.current == {"parent": 2, "child": 1, "sibling": 1}
+    td.close()
+    assert family.current == {"parent": 1, "child": 0, "sibling": 1}
+    late.close()
+    assert family.current == {"parent": 0, "child": 0, "sibling": 0}
+
+
+def test_where_the_vm_was_created_does_not_matter(family: Family) -> None:
+    with family.in_child.create_td() as td:
+        family.in_child.worker.enter_cgroup(family.sibling.path)
+        td.init_vm()
+        assert family.current == {"parent": 1, "child": 0, "sibling": 1}
+
+
+def test_charge_stays_when_another_process_holds_the_td(family: Family) -> None:
+    (td,) = crowd.initialized(family.in_child, 1)
+    with td.give(family.in_sibling.worker):
+        family.in_child.worker.close()
+        assert family.current == {"parent": 1, "child": 1, "sibling": 0}
+    assert family.current == {"parent": 0, "child": 0, "sibling": 0}
+
+
+# cgroups that go
+
+
+def test_cgroup_can_be_removed_after_its_tds(member: Kvm, tdx_cgroup: Cgroup) -> None:
+    crowd.initialized(member, 2)
+    member.worker.close()
+    tdx_cgroup.remove()
+
+
+def test_charge_of_a_removed_cgroup_stays_with_those_above_until_the_td_is_gone(
+    family: Family, hkids: Hkids
+) -> None:
+    (td,) = crowd.initialized(family.in_child, 1)
+    family.in_child.worker.enter_cgroup(family.sibling.path)
+    family.child.remove()
+    assert (family.parent.current, family.sibling.current, hkids.taken) == (1, 0, 1)
+    td.close()
+    assert (family.parent.current, family.sibling.current, hkids.taken) == (0, 0, 0)
+
+
+# limits
+
+
+def test_there_is_no_limit_at_first(family: Family) -> None:
+    assert (family.parent.max, family.child.max) == (UNLIMITED, UNLIMITED)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_limit_admits_as_many(limit: int, member: Kvm, tdx_cgroup: Cgroup) -> None:
+    tdx_cgroup.max = limit
+    crowd.initialized(member, limit)
+    assert (tdx_cgroup.current, tdx_cgroup.max) == (limit, limit)
+    assert (tdx_cgroup.events, tdx_cgroup.events_local) == (0, 0)
+
+
+@BOOKS_WRONG_AT_THE_END
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_limit_refuses_the_next(limit: int, member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
+    tdx_cgroup.max = limit
+    crowd.initialized(member, limit)
+    with refused_td(member, contract):
+        assert (tdx_cgroup.events, tdx_cgroup.events_local) == (1, 1)
+
+
+@BOOKS_WRONG_AT_ONCE
+def test_refused_td_changes_no_count(family: Family, hkids: Hkids, contract: Contract) -> None:
+    family.child.max = 1
+    crowd.initialized(family.in_child, 1)
+    crowd.initialized(family.in_sibling, 1)
+    with refused_td(family.in_child, contract):
+        assert family.current == {"parent": 2, "child": 1, "sibling": 1}
+        assert hkids.taken == 2
+
+
+@BOOKS_WRONG_AT_ONCE
+def test_limit_holds_however_often_it_refuses(member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
+    tdx_cgroup.max = 1
+    crowd.initialized(member, 1)
+    for refusals in (1, 2, 3):
+        with refused_td(member, contract):
+            assert tdx_cgroup.events_local == refusals
+
+
+@BOOKS_WRONG_AT_ONCE
+def test_refused_td_is_admitted_once_there_is_room(
+    member: Kvm, tdx_cgroup: Cgroup, contract: Contract
+) -> None:
+    tdx_cgroup.max = 1
+    (td,) = crowd.initialized(member, 1)
+    with member.create_td() as late:
+        with refused(contract, Refusal.INIT_CGROUP_MAX):
+            late.init_vm()
+        td.close()
+        late.init_vm()
+        assert tdx_cgroup.current == 1
+
+
+@BOOKS_WRONG_AT_THE_END
+@pytest.mark.parametrize(
+    ("limited", "events"),
+    [
+        pytest.param("child", {"parent": (1, 0), "child": (1, 1), "sibling": (0, 0)}, id="child"),
+        pytest.param("parent", {"parent": (1, 1), "child": (0, 0), "sibling": (0, 0)}, id="parent"),
+    ],
+)
+def test_refusal_is_an_event_of_the_limiting_cgroup_and_those_above_it(
+    limited: str, events: dict[str, tuple[int, int]], family: Family, contract: Contract
+) -> None:
+    family[limited].max = 0
+    with refused_td(family.in_child, contract):
+        assert family.events == events
+
+
+@BOOKS_WRONG_AT_THE_END
+def test_parents_limit_is_for_all_its_children_together(family: Family, contract: Contract) -> None:
+    family.parent.max = 2
+    crowd.initialized(family.in_child, 1)
+    crowd.initialized(family.in_sibling, 1)
+    with refused_td(family.in_child, contract):
+        assert family.events == {"parent": (1, 1), "child": (0, 0), "sibling": (0, 0)}
+
+
+def test_childs_limit_is_not_its_siblings(family: Family) -> None:
+    family.child.max = 0
+    crowd.initialized(family.in_sibling, 2)
+    assert family.current == {"parent": 2, "child": 0, "sibling": 2}
+
+
+def test_limit_below_what_is_in_use_takes_nothing_away(member: Kvm, tdx_cgroup: Cgroup) -> None:
+    crowd.initialized(member, 2)
+    tdx_cgroup.max = 1
+    assert (tdx_cgroup.current, tdx_cgroup.events) == (2, 0)
+
+
+@BOOKS_WRONG_AT_THE_END
+def test_limit_below_what_is_in_use_refuses_the_next(
+    member: Kvm, tdx_cgroup: Cgroup, contract: Contract
+) -> None:
+    crowd.initialized(member, 2)
+    tdx_cgroup.max = 1
+    with refused_td(member, contract):
+        assert tdx_cgroup.events_local == 1
+
+
+def test_limit_can_be_lifted(member: Kvm, tdx_cgroup: Cgroup) -> None:
+    tdx_cgroup.max = 0
+    tdx_cgroup.max = UNLIMITED
+    assert tdx_cgroup.max == UNLIMITED
+    crowd.initialized(member, 1)
+    assert tdx_cgroup.current == 1
+
+
+def test_exhausted_pool_is_told_from_a_limit(
+    owner: Worker, member: Kvm, tdx_cgroup: Cgroup, hkids: Hkids, contract: Contract
+) -> None:
+    """Without an HKID the cgroup is not even asked: ENOSPC, not EBUSY, and no event."""
+    tdx_cgroup.max = 0
+    with Kvm.open(owner) as elsewhere:
+        tds = crowd.initialized(elsewhere, hkids.free)
+        with refused_td(member, contract, Refusal.INIT_NO_HKID):
+            assert (tdx_cgroup.events, tdx_cgroup.events_local) == (0, 0)
+        assert len(tds) == hkids.taken

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all commands of KVM_MEMORY_ENCRYPT_OP have in common, and KVM_TDX_CAPABILITIES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.host.base import TdxHost
+from fixtures.kvm import abi, calls, cpuid, stages
+from fixtures.kvm.abi import TdxCmdId
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.handle import Memory, nothing_of
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import Assembly, Region, Stage
+from fixtures.kvm.td import Capabilities
+from fixtures.kvm.tdx_command import Overrides, tdx_call
+from fixtures.kvm.worker import Worker
+
+OF_VM = (TdxCmdId.CAPABILITIES, TdxCmdId.INIT_VM, TdxCmdId.FINALIZE_VM)
+OF_VCPU = (TdxCmdId.INIT_VCPU, TdxCmdId.INIT_MEM_REGION, TdxCmdId.GET_CPUID)
+UNKNOWN = (max(TdxCmdId) + 1, 0xFFFFFFFF)
+NO_STRUCT = Overrides(command=0)
+
+FEATURES = 7
+TSX_EBX = 1 << 4 | 1 << 11
+WAITPKG_ECX = 1 << 5
+
+
+def of(commands: tuple[TdxCmdId, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("command", [pytest.param(one, id=one.name.lower()) for one in commands])
+
+
+# struct kvm_tdx_cmd
+
+
+def test_command_at_a_bad_address_is_refused_on_a_vm(td_created: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.CMD_BAD_POINTER):
+        td_created.td.tdx(TdxCmdId.CAPABILITIES, wrong=NO_STRUCT)
+
+
+def test_command_at_a_bad_address_is_refused_on_a_vcpu(td_with_vcpus: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.CMD_BAD_POINTER):
+        td_with_vcpus.vcpus[0].tdx(TdxCmdId.INIT_VCPU, wrong=NO_STRUCT)
+
+
+@of(OF_VM)
+def test_vm_command_with_hw_error_set_is_refused(
+    command: TdxCmdId, td_created: Assembly, contract: Contract
+) -> None:
+    with refused(contract, Refusal.CMD_HW_ERROR_SET):
+        td_created.td.tdx(command, wrong=Overrides(hw_error=1))
+
+
+@of(OF_VCPU)
+def test_vcpu_command_with_hw_error_set_is_refused(
+    command: TdxCmdId, td_with_vcpus: Assembly, contract: Contract
+) -> None:
+    with refused(contract, Refusal.CMD_HW_ERROR_SET):
+        td_with_vcpus.vcpus[0].tdx(command, wrong=Overrides(hw_error=1 << 63))
+
+
+# which fd
+
+
+def test_unknown_command_is_refused_on_a_vm(td_initialized: Assembly, contract: Contract) -> None:
+    for ident in UNKNOWN:
+        with refused(contract, Refusal.CMD_UNKNOWN_ON_VM):
+            td_initialized.td.tdx(TdxCmdId.CAPABILITIES, wrong=Overrides(ident=ident))
+
+
+def test_unknown_command_is_refused_on_a_vcpu(td_with_vcpus: Assembly, contract: Contract) -> None:
+    for ident in UNKNOWN:
+        with refused(contract, Refusal.CMD_UNKNOWN_ON_VCPU):
+            td_with_vcpus.vcpus[0].tdx(TdxCmdId.INIT_VCPU, wrong=Overrides(ident=ident))
+
+
+@of(OF_VCPU)
+def test_vcpu_command_is_refused_on_a_vm(
+    command: TdxCmdId, td_with_vcpus: Assembly, contract: Contract
+) -> None:
+    with refused(contract, Refusal.CMD_UNKNOWN_ON_VM):
+        td_with_vcpus.td.tdx(command)
+
+
+@of(OF_VM)
+def test_vm_command_is_refused_on_a_vcpu(
+    command: TdxCmdId, td_with_vcpus: Assembly, contract: Contract
+) -> None:
+    with refused(contract, Refusal.CMD_UNKNOWN_ON_VCPU):
+        td_with_vcpus.vcpus[0].tdx(command)
+
+
+@of(OF_VM + OF_VCPU)
+def test_command_is_refused_on_a_plain_vm(command: TdxCmdId, kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_vm() as vm, refused(contract, Refusal.CMD_ON_PLAIN_VM):
+        vm.worker.call(tdx_call(vm.fd, command, decode=nothing_of))
+
+
+@of(OF_VM + OF_VCPU)
+def test_command_is_refused_on_a_plain_vcpu(command: TdxCmdId, kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_vm() as vm, vm.create_vcpu() as vcpu, refused(contract, Refusal.CMD_ON_PLAIN_VCPU):
+        vcpu.tdx(command)
+
+
+def test_command_is_refused_on_the_device(kvm: Kvm, contract: Contract) -> None:
+    with refused(contract, Refusal.CMD_ON_DEVICE):
+        kvm.worker.call(tdx_call(kvm.fd, TdxCmdId.CAPABILITIES, decode=nothing_of))
+
+
+def test_command_is_refused_on_a_guest_memfd(td_created: Assembly, contract: Contract) -> None:
+    with td_created.td.create_guest_memfd(abi.PAGE_SIZE) as memfd, refused(contract, Refusal.CMD_ON_MEMFD):
+        memfd.worker.call(tdx_call(memfd.fd, TdxCmdId.CAPABILITIES, decode=nothing_of))
+
+
+# whose, and of which VM
+
+
+@of(OF_VM)
+def test_vm_command_of_another_process_is_refused(
+    command: TdxCmdId, tdx_host: TdxHost, td_created: Assembly, contract: Contract
+) -> None:
+    with tdx_host.agent.spawn() as other:
+        copy = td_created.td.give(other)
+        with refused(contract, Refusal.OTHER_PROCESS):
+            other.call(tdx_call(copy.fd, command, decode=nothing_of))
+
+
+@of(OF_VCPU)
+def test_vcpu_command_of_another_process_is_refused(
+    command: TdxCmdId, tdx_host: TdxHost, td_with_vcpus: Assembly, contract: Contract
+) -> None:
+    with tdx_host.agent.spawn() as other:
+        copy = td_with_vcpus.vcpus[0].give(other)
+        with refused(contract, Refusal.OTHER_PROCESS):
+            other.call(tdx_call(copy.fd, command, decode=nothing_of))
+
+
+def test_every_command_is_refused_on_a_dead_vm(dead: Assembly, contract: Contract) -> None:
+    for command in OF_VM:
+        with refused(contract, Refusal.VM_DEAD):
+            dead.td.tdx(command)
+    for command in OF_VCPU:
+        with refused(contract, Refusal.VM_DEAD):
+            dead.vcpus[0].tdx(command)
+
+
+@pytest.fixture
+def dead(launch: Launch, contract: Contract) -> Assembly:
+    """A TD whose guest has read a page that it had not accepted, which is the end of it."""
+    built = launch("pending", regions=[Region(0x100000, abi.PAGE_SIZE)])
+    built.vcpus[0].run()
+    with refused(contract, Refusal.RUN_PENDING_PAGE):
+        built.vcpus[0].run()
+    return built
+
+
+# CAPABILITIES
+
+
+@pytest.fixture
+def capabilities(td_created: Assembly) -> Capabilities:
+    return td_created.td.capabilities()
+
+
+def test_capabilities_are_the_same_at_every_stage(owner: Worker, capabilities: Capabilities) -> None:
+    for stage in (Stage.INITIALIZED, Stage.WITH_VCPUS, Stage.POPULATED, Stage.FINALIZED):
+        with stages.at(stage, owner) as built:
+            assert built.td.capabilities() == capabilities, stage
+
+
+def test_capabilities_offer_no_attribute_but_sept_ve_disable(capabilities: Capabilities) -> None:
+    assert capabilities.attributes == abi.TDX_TD_ATTR_SEPT_VE_DISABLE
+
+
+def test_capabilities_offer_x87_and_sse(capabilities: Capabilities) -> None:
+    assert capabilities.xfam & abi.XFAM_X87_SSE == abi.XFAM_X87_SSE
+
+
+def test_capabilities_offer_the_whole_width_field_for_configuration(capabilities: Capabilities) -> None:
+    (width,) = [leaf for leaf in capabilities.cpuid if leaf.function == cpuid.ADDRESS_WIDTHS]
+    assert width.eax & 0xFF0000 == 0xFF0000
+
+
+def test_capabilities_offer_neither_tsx_nor_waitpkg(capabilities: Capabilities) -> None:
+    features = [leaf for leaf in capabilities.cpuid if leaf.key == (FEATURES, 0)]
+    assert features
+    assert not any(leaf.ebx & TSX_EBX or leaf.ecx & WAITPKG_ECX for leaf in features)
+
+
+def test_capabilities_name_each_leaf_once(capabilities: Capabilities) -> None:
+    names = [leaf.key for leaf in capabilities.cpuid]
+    assert len(set(names)) == len(names)
+
+
+def test_capabilities_fit_into_exactly_the_room_that_they_need(
+    td_created: Assembly, capabilities: Capabilities
+) -> None:
+    assert td_created.td.capabilities(room=len(capabilities.cpuid)) == capabilities
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(lambda needed: needed - 1, id="one-entry-too-few"),
+        pytest.param(lambda needed: 0, id="no-entry"),
+    ],
+)
+def test_capabilities_are_refused_without_room_for_all_leaves(
+    room: Callable[[int], int], td_created: Assembly, capabilities: Capabilities, contract: Contract
+) -> None:
+    with refused(contract, Refusal.CAPS_NENT_TOO_SMALL):
+        td_created.td.capabilities(room=room(len(capabilities.cpuid)))
+
+
+def test_capabilities_with_flags_are_refused(td_created: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.CAPS_FLAGS):
+        td_created.td.capabilities(wrong=Overrides(flags=1))
+
+
+def test_capabilities_to_a_bad_address_are_refused(td_created: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.CAPS_BAD_POINTER):
+        td_created.td.capabilities(wrong=Overrides(data=0))
+
+
+def test_capabilities_to_memory_that_ends_too_early_are_refused(
+    td_created: Assembly, contract: Contract
+) -> None:
+    worker = td_created.worker
+    with Memory.map(worker, 2 * abi.PAGE_SIZE) as memory:
+        # The count of entries is the last thing that can be reached.
+        start = abi.PAGE_SIZE - abi.TdxCapabilities.cpuid.offset - 8
+        memory.write(
+            start + abi.TdxCapabilities.cpuid.offset, abi.KVM_MAX_CPUID_ENTRIES.to_bytes(4, "little")
+        )
+        worker.call(calls.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE))
+        with refused(contract, Refusal.CAPS_BAD_POINTER):
+            td_created.td.capabilities(wrong=Overrides(data=memory.address + start))

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_TDX_INIT_MEM_REGION: a TD's initial memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.kvm import abi, stages, talk
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.handle import Memory, unpack
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import Assembly, Region
+from fixtures.kvm.tdx_command import RIGHT, Overrides
+from fixtures.kvm.truth import Truth
+from fixtures.kvm.vcpu import Vcpu
+from fixtures.kvm.worker import Worker
+
+BASE = 0x100000
+PAGES = 4
+PLAIN_SLOT = 0x40000000
+SHARED = 1 << 47
+ALREADY_ACCEPTED = 0xB0A
+CHUNKS = PAGE_SIZE // 256
+"""TDH.MR.EXTEND measures 256 bytes at a time."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of one INIT_MEM_REGION.
+
+    :param source: offset from a page of the process' memory; ``None`` is address 0.
+    """
+
+    gpa: int = BASE
+    pages: int = 1
+    source: int | None = 0
+    wrong: Overrides = RIGHT
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A TD with one vCPU, private memory at 1 MiB that is not there yet, and what is to be put there."""
+
+    built: Assembly
+    source: Memory
+
+    @property
+    def vcpu(self) -> Vcpu:
+        return self.built.vcpus[0]
+
+    def add(self, request: Request = Request()) -> None:
+        """KVM_TDX_INIT_MEM_REGION."""
+        address = 0 if request.source is None else self.source.address + request.source
+        self.vcpu.init_mem_region(address, request.gpa, request.pages, wrong=request.wrong)
+
+
+@pytest.fixture
+def bench(owner: Worker, tdx_cleanup: ExitStack) -> Bench:
+    built = tdx_cleanup.enter_context(stages.with_vcpus(owner))
+    built.place(Region(BASE, PAGES * PAGE_SIZE))
+    return Bench(built, Memory.map(owner, PAGES * PAGE_SIZE))
+
+
+# what is refused, and can be done right afterwards
+
+MISTAKES: dict[str, tuple[Refusal, Request]] = {
+    "flags": (Refusal.REGION_FLAGS, Request(wrong=Overrides(flags=2))),
+    "region-at-a-bad-address": (Refusal.REGION_BAD_POINTER, Request(wrong=Overrides(data=0))),
+    "source-not-at-a-page": (Refusal.REGION_SOURCE_MISALIGNED, Request(source=8)),
+    "source-0": (Refusal.REGION_SOURCE_ZERO, Request(source=None)),
+    "source-not-mapped": (Refusal.REGION_SOURCE_UNMAPPED, Request(source=-(1 << 30))),
+    "gpa-not-at-a-page": (Refusal.REGION_GPA_MISALIGNED, Request(gpa=BASE + 8)),
+    "no-pages": (Refusal.REGION_NO_PAGES, Request(pages=0)),
+    "pages-that-overflow": (Refusal.REGION_OVERFLOW, Request(pages=1 << 52)),
+    "end-that-overflows": (Refusal.REGION_OVERFLOW, Request(pages=(1 << 52) - 1)),
+    "shared-gpa": (Refusal.REGION_SHARED_GPA, Request(gpa=SHARED | BASE)),
+    "end-that-is-shared": (Refusal.REGION_SHARED_GPA, Request(gpa=SHARED - PAGE_SIZE, pages=2)),
+    "gpa-without-a-slot": (Refusal.REGION_NO_SLOT, Request(gpa=BASE - PAGE_SIZE)),
+}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "request_"), [pytest.param(*mistake, id=name) for name, mistake in MISTAKES.items()]
+)
+def test_refused_and_can_be_put_right(
+    refusal: Refusal, request_: Request, bench: Bench, contract: Contract
+) -> None:
+    with refused(contract, refusal):
+        bench.add(request_)
+    bench.add()
+
+
+def test_slot_without_a_guest_memfd_is_refused(bench: Bench, contract: Contract) -> None:
+    td = bench.built.td
+    with td.map_memory(PAGE_SIZE) as shared:
+        td.set_user_memory_region2(5, PLAIN_SLOT, PAGE_SIZE, shared=shared)
+        with refused(contract, Refusal.REGION_SLOT_WITHOUT_MEMFD):
+            bench.add(Request(gpa=PLAIN_SLOT))
+
+
+def test_memory_that_is_not_private_is_refused_until_it_is(bench: Bench, contract: Contract) -> None:
+    bench.built.td.set_memory_attributes(BASE, PAGE_SIZE, private=False)
+    with refused(contract, Refusal.REGION_NOT_PRIVATE):
+        bench.add()
+    bench.built.td.set_memory_attributes(BASE, PAGE_SIZE, private=True)
+    bench.add()
+
+
+def test_page_that_is_there_is_refused(bench: Bench, contract: Contract) -> None:
+    bench.add()
+    with refused(contract, Refusal.REGION_TWICE):
+        bench.add()
+    bench.add(Request(gpa=BASE + PAGE_SIZE))
+
+
+def test_vcpu_that_is_not_initialized_adds_none(bench: Bench, contract: Contract) -> None:
+    late = bench.built.td.create_vcpu(1)
+    with refused(contract, Refusal.REGION_VCPU_NOT_INITIALIZED):
+        late.init_mem_region(bench.source.address, BASE)
+
+
+def test_finalized_td_takes_none(bench: Bench, contract: Contract) -> None:
+    bench.built.finalize()
+    with refused(contract, Refusal.REGION_FINALIZED):
+        bench.add()
+
+
+# regions of several pages
+
+
+@pytest.fixture
+def region(owner: Worker) -> Memory:
+    """Where a ``struct kvm_tdx_init_mem_region`` stands, so that it can be read after a refusal."""
+    return Memory.map(owner, PAGE_SIZE)
+
+
+def write_region(memory: Memory, bench: Bench, pages: int) -> Overrides:
+    memory.write(0, bytes(abi.TdxInitMemRegion(bench.source.address, BASE, pages)))
+    return Overrides(data=memory.address)
+
+
+def read_region(memory: Memory) -> tuple[int, int, int]:
+    """Source, GPA and number of pages that are left."""
+    found = unpack(abi.TdxInitMemRegion, memory.read(0, 24))
+    return found.source_addr, found.gpa, found.nr_pages
+
+
+def test_region_that_is_done_has_nothing_left(bench: Bench, region: Memory) -> None:
+    bench.vcpu.init_mem_region(0, 0, wrong=replace(write_region(region, bench, PAGES), flags=1))
+    size = PAGES * PAGE_SIZE
+    assert read_region(region) == (bench.source.address + size, BASE + size, 0)
+
+
+def test_region_that_fails_half_way_tells_where(bench: Bench, region: Memory, contract: Contract) -> None:
+    wrong = write_region(region, bench, PAGES + 2)
+    with refused(contract, Refusal.REGION_NO_SLOT):
+        bench.vcpu.init_mem_region(0, 0, wrong=wrong)
+    size = PAGES * PAGE_SIZE
+    assert read_region(region) == (bench.source.address + size, BASE + size, 2)
+
+
+def test_region_that_a_signal_interrupts_can_be_taken_up_again(
+    owner: Worker, tdx_cleanup: ExitStack, region: Memory, contract: Contract
+) -> None:
+    pages = 4096
+    built = tdx_cleanup.enter_context(stages.with_vcpus(owner))
+    built.place(Region(BASE, pages * PAGE_SIZE))
+    stats = tdx_cleanup.enter_context(built.td.stats_fd())
+    bench = Bench(built, Memory.map(owner, pages * PAGE_SIZE))
+    wrong = write_region(region, bench, pages)
+    job = owner.start(bench.vcpu.init_mem_region_call(0, 0, measure=False, wrong=wrong))
+    while not job.done():
+        if stats.read()["pages_4k"] != (0,):
+            job.interrupt()
+    with refused(contract, Refusal.REGION_INTERRUPTED):
+        job.result()
+    source, gpa, left = read_region(region)
+    done = (pages - left) * PAGE_SIZE
+    assert 0 < left < pages
+    assert (source, gpa) == (bench.source.address + done, BASE + done)
+    bench.vcpu.init_mem_region(0, 0, measure=False, wrong=wrong)
+    assert read_region(region)[2] == 0
+
+
+# what becomes of it
+
+
+def test_guest_finds_the_bytes_and_need_not_accept_them(launch: Launch) -> None:
+    data = (0x12345678).to_bytes(4, "little")
+    built = launch("accept", regions=[Region(BASE, PAGE_SIZE, data)])
+    assert talk.told(built.vcpus[0], 2) == [ALREADY_ACCEPTED, 0x12345678]
+
+
+def test_source_may_change_afterwards(bench: Bench, payloads: Mapping[str, bytes]) -> None:
+    bench.source.write(0, b"\1")
+    bench.add()
+    bench.source.write(0, b"\2")
+    bench.built.populate(Region.firmware(payloads["accept"])).finalize()
+    assert talk.told(bench.vcpu, 2) == [ALREADY_ACCEPTED, 1]
+
+
+@pytest.mark.tdx_needs("ground-truth")
+@pytest.mark.parametrize(
+    ("measure", "chunks"),
+    [pytest.param(True, CHUNKS, id="measured"), pytest.param(False, 0, id="not-measured")],
+)
+def test_pages_are_added_and_measured_as_asked(
+    measure: bool, chunks: int, bench: Bench, truth: Truth
+) -> None:
+    before = truth.leaves()
+    bench.vcpu.init_mem_region(bench.source.address, BASE, PAGES, measure=measure)
+    after = truth.leaves()
+    assert after["TDH.MEM.PAGE.ADD"].calls - before["TDH.MEM.PAGE.ADD"].calls == PAGES
+    assert after["TDH.MR.EXTEND"].calls - before["TDH.MR.EXTEND"].calls == PAGES * chunks
+
+
+@pytest.mark.tdx_needs("ground-truth")
+@pytest.mark.parametrize(
+    "take_away",
+    [
+        pytest.param(lambda built: built.memfds[0].punch_hole(), id="punch-hole"),
+        pytest.param(
+            lambda built: built.td.set_memory_attributes(BASE, PAGES * PAGE_SIZE, private=False),
+            id="made-shared",
+        ),
+        pytest.param(lambda built: built.td.delete_slot(built.placed[0].slot.slot, BASE), id="slot-deleted"),
+    ],
+)
+def test_memory_that_is_taken_away_is_removed_from_the_module(
+    take_away: Callable[[Assembly], None], bench: Bench, truth: Truth
+) -> None:
+    bench.vcpu.init_mem_region(bench.source.address, BASE, PAGES)
+    (td,) = truth.tds()
+    assert truth.snapshot().pages_of(td.tdr)["reg"] == PAGES
+    take_away(bench.built)
+    assert "reg" not in truth.snapshot().pages_of(td.tdr)
+
+
+def test_page_that_was_taken_away_can_be_added_again(bench: Bench) -> None:
+    bench.add()
+    bench.built.memfds[0].punch_hole(0, PAGE_SIZE)
+    bench.add()

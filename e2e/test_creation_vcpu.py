@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_TDX_INIT_VCPU, KVM_TDX_GET_CPUID, and KVM_RUN before its time."""
+
+from __future__ import annotations
+
+import pytest
+
+from fixtures.kvm import abi, cpuid, stages
+from fixtures.kvm.abi import MpStateValue
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.handle import Memory
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import Assembly
+from fixtures.kvm.tdx_command import Overrides
+from fixtures.kvm.truth import Truth
+from fixtures.kvm.vcpu import Vcpu
+
+
+@pytest.fixture
+def vcpu(td_initialized: Assembly) -> Vcpu:
+    """A vCPU that was created, has its CPUID, and is not initialized."""
+    made = td_initialized.td.create_vcpu()
+    made.set_cpuid2()
+    return made
+
+
+# INIT_VCPU
+
+
+def test_init_vcpu_with_flags_is_refused_and_can_be_tried_again(vcpu: Vcpu, contract: Contract) -> None:
+    with refused(contract, Refusal.INIT_VCPU_FLAGS):
+        vcpu.init_vcpu(wrong=Overrides(flags=1))
+    vcpu.init_vcpu()
+
+
+def test_init_vcpu_without_x2apic_is_refused_until_its_cpuid_has_it(vcpu: Vcpu, contract: Contract) -> None:
+    vcpu.set_cpuid2(cpuid.without_x2apic(vcpu.vm.kvm.supported_cpuid()))
+    with refused(contract, Refusal.INIT_VCPU_NO_X2APIC):
+        vcpu.init_vcpu()
+    vcpu.set_cpuid2()
+    vcpu.init_vcpu()
+
+
+def test_init_vcpu_without_a_cpuid_is_refused(td_initialized: Assembly, contract: Contract) -> None:
+    vcpu = td_initialized.td.create_vcpu()
+    with refused(contract, Refusal.INIT_VCPU_NO_X2APIC):
+        vcpu.init_vcpu()
+
+
+def test_second_init_vcpu_is_refused(vcpu: Vcpu, contract: Contract) -> None:
+    vcpu.init_vcpu()
+    with refused(contract, Refusal.INIT_VCPU_TWICE):
+        vcpu.init_vcpu()
+
+
+def test_init_vcpu_after_finalize_is_refused(
+    vcpu: Vcpu, td_initialized: Assembly, contract: Contract
+) -> None:
+    late = td_initialized.td.create_vcpu(1)
+    late.set_cpuid2()
+    vcpu.init_vcpu()
+    td_initialized.finalize()
+    with refused(contract, Refusal.INIT_VCPU_FINALIZED):
+        late.init_vcpu()
+
+
+def test_init_vcpu_makes_each_vcpu_runnable(td_initialized: Assembly) -> None:
+    """There is no INIT and SIPI in a TD: all of its vCPUs begin at the reset vector."""
+    vcpus = [td_initialized.td.create_vcpu(ident) for ident in range(2)]
+    assert vcpus[1].mp_state() == MpStateValue.UNINITIALIZED
+    for vcpu in vcpus:
+        vcpu.set_cpuid2()
+        vcpu.init_vcpu()
+    assert [vcpu.mp_state() for vcpu in vcpus] == [MpStateValue.RUNNABLE] * 2
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_has_a_vcpu_from_init_vcpu_on(vcpu: Vcpu, truth: Truth) -> None:
+    assert [td.vcpus for td in truth.tds()] == [0]
+    vcpu.init_vcpu()
+    assert [td.vcpus for td in truth.tds()] == [1]
+    assert [(known.state, known.x2apic_id) for known in truth.vcpus()] == [("ready", vcpu.id)]
+
+
+# GET_CPUID
+
+
+def test_get_cpuid_tells_what_init_vm_configured(vcpu: Vcpu) -> None:
+    told = {entry.key: entry for entry in vcpu.get_cpuid()}
+    for asked in stages.default_params(vcpu.worker).cpuid:
+        assert asked.masked(told[asked.key]).registers == asked.registers
+
+
+def test_get_cpuid_tells_the_fixed_bits(vcpu: Vcpu) -> None:
+    told = {entry.key: entry for entry in vcpu.get_cpuid()}
+    assert told[1, 0].ecx & cpuid.X2APIC
+    assert told[cpuid.ADDRESS_WIDTHS, 0].eax >> 16 & 0xFF == 48
+
+
+def test_get_cpuid_is_the_same_before_and_after_init_vcpu(vcpu: Vcpu) -> None:
+    before = vcpu.get_cpuid()
+    vcpu.init_vcpu()
+    assert vcpu.get_cpuid() == before
+
+
+def test_get_cpuid_without_room_is_refused_and_tells_how_much_it_needs(
+    vcpu: Vcpu, contract: Contract
+) -> None:
+    needed = len(vcpu.get_cpuid())
+    with Memory.map(vcpu.worker, abi.PAGE_SIZE) as memory:
+        memory.write(0, cpuid.pack((), nent=needed - 1))
+        with refused(contract, Refusal.GET_CPUID_NENT_TOO_SMALL):
+            vcpu.get_cpuid(wrong=Overrides(data=memory.address))
+        assert int.from_bytes(memory.read(0, 4), "little") == needed
+    assert len(vcpu.get_cpuid(room=needed)) == needed
+
+
+def test_get_cpuid_to_a_bad_address_is_refused(vcpu: Vcpu, contract: Contract) -> None:
+    with refused(contract, Refusal.GET_CPUID_BAD_POINTER):
+        vcpu.get_cpuid(wrong=Overrides(data=0))
+
+
+def test_get_cpuid_after_finalize_is_refused(td_finalized: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.GET_CPUID_FINALIZED):
+        td_finalized.vcpus[0].get_cpuid()
+
+
+# KVM_RUN
+
+
+def test_run_before_init_vcpu_is_refused(vcpu: Vcpu, contract: Contract) -> None:
+    with refused(contract, Refusal.RUN_BEFORE_INIT_VCPU):
+        vcpu.run()
+
+
+def test_run_before_finalize_is_refused(td_populated: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.RUN_BEFORE_FINALIZE):
+        td_populated.vcpus[0].run()
+
+
+def test_run_of_a_vcpu_that_was_not_initialized_in_time_is_refused(
+    vcpu: Vcpu, td_initialized: Assembly, contract: Contract
+) -> None:
+    other = td_initialized.td.create_vcpu(1)
+    other.set_cpuid2()
+    other.init_vcpu()
+    td_initialized.finalize()
+    with refused(contract, Refusal.RUN_BEFORE_INIT_VCPU):
+        vcpu.run()

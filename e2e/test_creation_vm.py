@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM: what they accept, and what the TDX module makes of it.
+
+That each of the mistakes in :mod:`e2e.mistakes` is refused, holds no HKID and can be put right is in
+``test_hkid.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fixtures.errors import KernelSplat
+from fixtures.kvm import abi, cpuid, requests
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.cpuid import CpuidEntry
+from fixtures.kvm.errors import KvmError
+from fixtures.kvm.handle import Memory
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import Assembly
+from fixtures.kvm.td import Capabilities, InitVmParams, Td
+from fixtures.kvm.tdx_command import Overrides
+from fixtures.kvm.truth import TDX_OPERAND_BUSY, TDX_OPERAND_INVALID, TDX_SYS_NOT_READY, Truth
+
+REGISTERS = ("eax", "ebx", "ecx", "edx")
+STATUS = 0xFFFFFFFF00000000
+"""The part of a completion code that tells the kind of error; below it stands the operand."""
+
+Change = Callable[[InitVmParams, Capabilities], InitVmParams]
+
+
+@pytest.fixture
+def td(td_created: Assembly) -> Td:
+    """A TD that has no HKID yet."""
+    return td_created.td
+
+
+def errors_of(td: Td, attempts: list[InitVmParams]) -> list[KvmError]:
+    """Try INIT_VM with each of the parameters, all of which have to be refused, in one round trip."""
+    batch = [requests.init_vm(td.fd, attempt.pack()) for attempt in attempts]
+    results = td.worker.batch(batch, go_on=True).results
+    accepted = [attempt for attempt, result in zip(attempts, results, strict=True) if result is None]
+    assert not accepted
+    return list(results)
+
+
+def missing_bits(mask: int, width: int) -> list[int]:
+    """The bits of a register that ``mask`` does not have."""
+    return [1 << bit for bit in range(width) if not mask >> bit & 1]
+
+
+# what INIT_VM accepts
+
+ACCEPTED: dict[str, Change] = {
+    "nothing-but-the-width": lambda right, _: right.replace(
+        cpuid=(CpuidEntry(cpuid.ADDRESS_WIDTHS, eax=48 << 16),)
+    ),
+    "no-attribute": lambda right, _: right.replace(attributes=0),
+    "every-attribute-offered": lambda right, caps: right.replace(attributes=caps.attributes),
+    "no-feature-beyond-the-fixed-ones": lambda right, _: right.replace(xfam=0),
+    "every-feature-offered": lambda right, caps: right.replace(xfam=caps.xfam),
+    "configuration-id": lambda right, _: right.replace(mrconfigid=b"\xa5" * 48),
+    "owner": lambda right, _: right.replace(mrowner=b"\x5a" * 48),
+    "owner-configuration": lambda right, _: right.replace(mrownerconfig=b"\xff" * 48),
+    "entries-in-any-order": lambda right, _: right.replace(cpuid=right.cpuid[::-1]),
+}
+
+
+@pytest.mark.parametrize("change", [pytest.param(change, id=name) for name, change in ACCEPTED.items()])
+def test_init_vm_accepts(change: Change, td: Td) -> None:
+    td.init_vm(change(td.default_params(), td.capabilities()))
+    td.split_irqchip()
+    td.create_vcpu()
+
+
+@pytest.mark.tdx_needs("ground-truth")
+@pytest.mark.parametrize("attributes", [0, abi.TDX_TD_ATTR_SEPT_VE_DISABLE])
+def test_module_gets_the_attributes(attributes: int, td: Td, truth: Truth) -> None:
+    td.init_vm(td.default_params().replace(attributes=attributes))
+    assert [known.attributes for known in truth.tds()] == [attributes]
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_gets_the_features_and_those_that_are_fixed(td: Td, truth: Truth) -> None:
+    offered = td.capabilities().xfam
+    extra = offered & ~abi.XFAM_X87_SSE
+    assert extra
+    td.init_vm(td.default_params().replace(xfam=extra))
+    assert [known.xfam for known in truth.tds()] == [offered]
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_gets_the_width(td: Td, truth: Truth) -> None:
+    td.init_vm(td.default_params().with_width(48))
+    assert [known.gpaw for known in truth.tds()] == [48]
+
+
+def test_width_of_52_is_accepted_where_kvm_can_map_it(td: Td, contract: Contract) -> None:
+    (widths,) = [leaf for leaf in td.kvm.supported_cpuid() if leaf.function == cpuid.ADDRESS_WIDTHS]
+    params = td.default_params().with_width(52)
+    if widths.eax >> 16 & 0xFF > 48:
+        td.init_vm(params)
+    else:
+        with refused(contract, Refusal.INIT_WIDTH_52_UNSUPPORTED):
+            td.init_vm(params)
+
+
+# what INIT_VM refuses, beyond single mistakes
+
+
+def test_every_attribute_that_is_not_offered_is_refused(td: Td, contract: Contract) -> None:
+    right = td.default_params()
+    bits = missing_bits(td.capabilities().attributes, 64)
+    errors = errors_of(td, [right.replace(attributes=right.attributes | bit) for bit in bits])
+    assert {error.errno for error in errors} == {contract.errno(Refusal.INIT_ATTRIBUTES)}
+
+
+def test_every_feature_that_is_not_offered_is_refused(td: Td, contract: Contract) -> None:
+    right = td.default_params()
+    bits = missing_bits(td.capabilities().xfam, 64)
+    errors = errors_of(td, [right.replace(xfam=right.xfam | bit) for bit in bits])
+    assert {error.errno for error in errors} == {contract.errno(Refusal.INIT_XFAM)}
+
+
+def test_every_width_but_48_and_52_is_refused(td: Td, contract: Contract) -> None:
+    right = td.default_params()
+    widths = sorted(set(range(256)) - {48, 52})
+    errors = errors_of(td, [right.with_width(width) for width in widths])
+    assert {error.errno for error in errors} == {contract.errno(Refusal.INIT_WIDTH)}
+
+
+def test_every_reserved_word_is_looked_at(td: Td, contract: Contract) -> None:
+    right = td.default_params()
+    words = [tuple(int(index == wrong) << 63 for index in range(12)) for wrong in range(12)]
+    errors = errors_of(td, [right.replace(reserved=reserved) for reserved in words])
+    assert {error.errno for error in errors} == {contract.errno(Refusal.INIT_RESERVED)}
+
+
+def test_cpuid_bit_that_cannot_be_configured_is_refused_in_every_register(td: Td, contract: Contract) -> None:
+    """The module's refusal: KVM checks no bits but those of TSX, WAITPKG and the width."""
+    right = td.default_params()
+    attempts = []
+    for leaf in td.capabilities().cpuid:
+        others = [entry for entry in right.cpuid if entry.key != leaf.key]
+        entry = CpuidEntry(*leaf.key, abi.KVM_CPUID_FLAG_SIGNIFCANT_INDEX)
+        if leaf.function == cpuid.ADDRESS_WIDTHS:
+            entry = entry.with_registers(eax=48 << 16)
+        for register in REGISTERS:
+            for bit in missing_bits(getattr(leaf, register), 32)[-1:]:
+                wrong = entry.with_registers(**{register: getattr(entry, register) | bit})
+                attempts.append(right.replace(cpuid=(*others, wrong)))
+    answer = contract.answer(Refusal.INIT_MODULE_REFUSES)
+    errors = errors_of(td, attempts)
+    assert {(error.errno, error.hw_error & STATUS) for error in errors} == {
+        (answer.errno, TDX_OPERAND_INVALID)
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda right: right.replace(cpuid=(*right.cpuid, right.cpuid[0])), id="leaf-twice"),
+        pytest.param(
+            lambda right: right.replace(cpuid=(*right.cpuid, CpuidEntry(cpuid.ADDRESS_WIDTHS, index=1))),
+            id="unknown-sub-leaf",
+        ),
+        pytest.param(lambda right: right.replace(nent=len(right.cpuid) + 1), id="entry-of-zeroes"),
+    ],
+)
+def test_cpuid_entry_that_finds_no_place_is_refused(
+    change: Callable[[InitVmParams], InitVmParams], td: Td, contract: Contract
+) -> None:
+    with refused(contract, Refusal.INIT_CPUID_UNKNOWN):
+        td.init_vm(change(td.default_params()))
+
+
+def test_parameters_that_end_too_early_are_refused(td: Td, contract: Contract) -> None:
+    data = td.default_params().pack()
+    with Memory.map(td.worker, 2 * abi.PAGE_SIZE) as memory:
+        start = abi.PAGE_SIZE - len(data) + 1
+        memory.write(start, data)
+        td.worker.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE)
+        with refused(contract, Refusal.INIT_BAD_POINTER):
+            td.init_vm(wrong=Overrides(data=memory.address + start))
+
+
+# FINALIZE_VM
+
+
+def test_finalize_before_init_vm_is_refused(td: Td, contract: Contract) -> None:
+    with refused(contract, Refusal.FINALIZE_BEFORE_INIT):
+        td.finalize()
+
+
+def test_finalize_after_an_init_vm_that_failed_is_refused(td: Td, contract: Contract) -> None:
+    with refused(contract, Refusal.INIT_MODULE_REFUSES):
+        td.init_vm(td.default_params().with_entry(1, edx=1))
+    with refused(contract, Refusal.FINALIZE_BEFORE_INIT):
+        td.finalize()
+
+
+def test_second_finalize_is_refused(td_finalized: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.FINALIZE_TWICE):
+        td_finalized.td.finalize()
+
+
+def test_finalize_looks_at_no_flags(td_populated: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.FINALIZE_FLAGS):
+        td_populated.td.finalize(wrong=Overrides(flags=0xFFFFFFFF))
+    with refused(contract, Refusal.FINALIZE_TWICE):
+        td_populated.td.finalize()
+
+
+def test_td_without_memory_can_be_finalized(td_with_vcpus: Assembly) -> None:
+    td_with_vcpus.finalize()
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_finalized_td_is_runnable_in_the_module(td_populated: Assembly, truth: Truth) -> None:
+    assert [td.op for td in truth.tds()] == ["initialized"]
+    td_populated.finalize()
+    assert [td.op for td in truth.tds()] == ["runnable"]
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_finalize_that_finds_the_module_busy_can_be_tried_again(
+    td_populated: Assembly, truth: Truth, contract: Contract
+) -> None:
+    with (
+        truth.inject("TDH.MR.FINALIZE", TDX_OPERAND_BUSY),
+        refused(contract, Refusal.FINALIZE_BUSY) as caught,
+    ):
+        td_populated.td.finalize()
+    assert caught.hw_error == TDX_OPERAND_BUSY
+    td_populated.finalize()
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+@pytest.mark.tdx_splat_expected("tdx_vm_ioctl|tdx_td_finalize")
+def test_finalize_that_fails_in_the_module_is_the_end_of_the_vm(
+    td_populated: Assembly, truth: Truth, contract: Contract
+) -> None:
+    with (
+        truth.inject("TDH.MR.FINALIZE", TDX_SYS_NOT_READY),
+        refused(contract, Refusal.FINALIZE_SEAMCALL) as caught,
+    ):
+        td_populated.td.finalize()
+    assert caught.hw_error == TDX_SYS_NOT_READY
+    with refused(contract, Refusal.VM_DEAD):
+        td_populated.td.finalize()
+
+
+@pytest.mark.tdx_finding("F8", flavours=("upstream",), raises=(KernelSplat,))
+@pytest.mark.parametrize("vcpus", [pytest.param(0, id="none"), pytest.param(1, id="one-not-initialized")])
+def test_finalize_without_an_initialized_vcpu_is_refused_without_a_warning(vcpus: int, td: Td) -> None:
+    td.split_irqchip()
+    td.init_vm()
+    for ident in range(vcpus):
+        td.create_vcpu(ident)
+    with pytest.raises(KvmError):
+        td.finalize()

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SEAMCALLs that fail: what the caller is told, and above all what becomes of the HKID.
+
+The TDX module is told to refuse the n-th call of a leaf.  KVM takes most such failures for bugs, its own or
+the module's: it warns (``TDX_BUG_ON``), and the VM is dead.  The HKID has to come back all the same, except
+where KVM says that it does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from fixtures.errors import HarnessError
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import crowd, stages, truth
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.errors import KvmError
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import HALT, Assembly, Region
+from fixtures.kvm.truth import Injection, Truth
+from fixtures.kvm.worker import Worker
+
+INJECTED = pytest.mark.tdx_needs("misc-cgroup", "seamcall-fault-injection")
+
+RETRIES = 10
+"""How often Linux makes a SEAMCALL that finds no entropy (``RDRAND_RETRY_LOOPS``)."""
+
+BUSY = truth.TDX_OPERAND_BUSY
+INVALID = truth.TDX_OPERAND_INVALID | 1
+NOT_READY = truth.TDX_SYS_NOT_READY
+NO_ENTROPY = truth.TDX_RND_NO_ENTROPY
+NAMES = {BUSY: "busy", INVALID: "invalid", NOT_READY: "not-ready", NO_ENTROPY: "no-entropy"}
+
+warns = pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+")
+
+
+@contextmanager
+def fault(host: TdxHost, *injections: Injection) -> Iterator[None]:
+    """The faults are armed inside of the block, in which the kernel has to run into all of them.
+
+    :raises HarnessError: it did not make the calls, so that the test shows nothing.
+    """
+    module = Truth(host.agent)
+    with module.injecting(*injections):
+        yield
+        left = module.armed()
+    if left:
+        raise HarnessError(f"the kernel never came to {left}")
+
+
+def no_entropy(*leaves: str, times: int = RETRIES) -> tuple[Injection, ...]:
+    return tuple(Injection(leaf, count=times, code=NO_ENTROPY) for leaf in leaves)
+
+
+def cases(codes: dict[str, tuple[int, ...]]) -> list[ParameterSet]:
+    """A test's parameters: each leaf (``TDH.MNG.ADDCX/2`` is its second call) with each code."""
+    found = []
+    for name, values in codes.items():
+        leaf, _, nth = name.partition("/")
+        for code in values:
+            injection = Injection(leaf, int(nth or 1), 1, code)
+            found.append(pytest.param(injection, id=f"{name.removeprefix('TDH.').lower()}-{NAMES[code]}"))
+    return found
+
+
+def assert_dead(built: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.VM_DEAD):
+        built.td.capabilities()
+
+
+# INIT_VM
+
+
+@INJECTED
+@warns
+@pytest.mark.parametrize(
+    "failure",
+    cases(
+        {
+            "TDH.MNG.CREATE": (BUSY, INVALID, NOT_READY),
+            "TDH.MNG.KEY.CONFIG": (BUSY, NOT_READY),
+            "TDH.MNG.ADDCX": (BUSY, NOT_READY),
+            "TDH.MNG.ADDCX/3": (BUSY, NOT_READY),
+            "TDH.MNG.INIT": (BUSY, NOT_READY),
+        }
+    ),
+)
+def test_init_vm_that_fails_holds_no_hkid_and_its_vm_is_dead(
+    failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
+) -> None:
+    params = stages.default_params(kvm.worker)
+    with kvm.create_td() as td:
+        with fault(tdx_host, failure), refused(contract, Refusal.INIT_SEAMCALL):
+            td.init_vm(params)
+        assert hkids.taken == 0
+        with refused(contract, Refusal.VM_DEAD):
+            td.init_vm(params)
+    (another,) = crowd.initialized(kvm, 1)
+    assert hkids.taken == 1
+    another.close()
+
+
+@INJECTED
+def test_init_vm_with_an_operand_that_the_module_refuses_tells_its_code_and_can_be_tried_again(
+    tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
+) -> None:
+    params = stages.default_params(kvm.worker)
+    code = truth.TDX_OPERAND_INVALID | 0x1234
+    with kvm.create_td() as td:
+        with (
+            fault(tdx_host, Injection("TDH.MNG.INIT", code=code)),
+            refused(contract, Refusal.INIT_MODULE_REFUSES) as caught,
+        ):
+            td.init_vm(params)
+        assert caught.hw_error == code
+        assert hkids.taken == 0
+        td.init_vm(params)
+        assert hkids.taken == 1
+
+
+@INJECTED
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(Injection("TDH.MNG.CREATE", 1, RETRIES, NO_ENTROPY), id="mng.create"),
+        pytest.param(Injection("TDH.MNG.ADDCX", 1, RETRIES, NO_ENTROPY), id="mng.addcx"),
+        pytest.param(Injection("TDH.MNG.ADDCX", 3, RETRIES, NO_ENTROPY), id="mng.addcx/3"),
+    ],
+)
+def test_init_vm_without_entropy_holds_no_hkid_and_can_be_tried_again(
+    failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
+) -> None:
+    params = stages.default_params(kvm.worker)
+    with kvm.create_td() as td:
+        with fault(tdx_host, failure), refused(contract, Refusal.INIT_NO_ENTROPY):
+            td.init_vm(params)
+        assert hkids.taken == 0
+        td.init_vm(params)
+        assert hkids.taken == 1
+
+
+@INJECTED
+def test_entropy_that_is_short_for_a_moment_is_waited_for(
+    tdx_host: TdxHost, owner: Worker, hkids: Hkids
+) -> None:
+    leaves = ("MNG.CREATE", "MNG.KEY.CONFIG", "MNG.ADDCX", "MNG.INIT", "VP.CREATE", "VP.INIT", "MR.FINALIZE")
+    stages.default_params(owner)
+    with fault(tdx_host, *no_entropy(*(f"TDH.{leaf}" for leaf in leaves), times=RETRIES - 1)):
+        stages.finalized(owner)
+    assert hkids.taken == 1
+
+
+@INJECTED
+@pytest.mark.tdx_finding("F3", flavours=("upstream",), raises=(AssertionError,))
+def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
+    tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
+) -> None:
+    """Tried again by KVM, or by its caller after EAGAIN: both are right."""
+    params = stages.default_params(kvm.worker)
+    with kvm.create_td() as td:
+        with fault(tdx_host, Injection("TDH.MNG.KEY.CONFIG", code=truth.TDX_KEY_GENERATION_FAILED)):
+            try:
+                td.init_vm(params)
+            except KvmError as error:
+                assert error.errno == contract.errno(Refusal.INIT_NO_ENTROPY)  # noqa: PT017
+                assert hkids.taken == 0
+                td.init_vm(params)
+        assert hkids.taken == 1
+
+
+@INJECTED
+@pytest.mark.tdx_finding("F4", flavours=("upstream",), raises=(AssertionError,))
+def test_init_vm_fails_when_the_tds_clock_cannot_be_read(
+    tdx_host: TdxHost, kvm: Kvm, contract: Contract
+) -> None:
+    params = stages.default_params(kvm.worker)
+    with (
+        kvm.create_td() as td,
+        fault(tdx_host, Injection("TDH.MNG.RD", code=BUSY)),
+        refused(contract, Refusal.INIT_SEAMCALL),
+    ):
+        td.init_vm(params)
+
+
+# INIT_VCPU
+
+
+@INJECTED
+@warns
+@pytest.mark.parametrize(
+    "failure",
+    cases(
+        {
+            "TDH.VP.CREATE": (BUSY, NOT_READY),
+            "TDH.VP.ADDCX": (BUSY, NOT_READY),
+            "TDH.VP.ADDCX/2": (BUSY, NOT_READY),
+            "TDH.VP.INIT": (BUSY, NOT_READY),
+        }
+    ),
+)
+def test_init_vcpu_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
+    failure: Injection, tdx_host: TdxHost, td_initialized: Assembly, hkids: Hkids, contract: Contract
+) -> None:
+    with fault(tdx_host, failure), refused(contract, Refusal.INIT_VCPU_SEAMCALL):
+        td_initialized.add_vcpus()
+    assert_dead(td_initialized, contract)
+    assert hkids.taken == 0
+    td_initialized.close()
+    assert hkids.taken == -1
+
+
+@INJECTED
+@warns
+@pytest.mark.tdx_finding("F5", flavours=("upstream",), raises=(AssertionError,))
+def test_init_vcpu_whose_fields_cannot_be_written_fails(
+    tdx_host: TdxHost, td_initialized: Assembly, contract: Contract
+) -> None:
+    with fault(tdx_host, Injection("TDH.VP.WR", code=BUSY)), refused(contract, Refusal.INIT_VCPU_SEAMCALL):
+        td_initialized.add_vcpus()
+    assert_dead(td_initialized, contract)
+
+
+# INIT_MEM_REGION
+
+
+@INJECTED
+@warns
+@pytest.mark.parametrize(
+    "failure",
+    cases(
+        {
+            "TDH.MEM.SEPT.ADD": (INVALID, NOT_READY),
+            "TDH.MEM.SEPT.ADD/2": (NOT_READY,),
+            "TDH.MEM.PAGE.ADD": (INVALID, NOT_READY),
+            "TDH.MR.EXTEND": (BUSY, NOT_READY),
+            "TDH.MR.EXTEND/16": (NOT_READY,),
+        }
+    ),
+)
+def test_init_mem_region_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
+    failure: Injection, tdx_host: TdxHost, td_with_vcpus: Assembly, hkids: Hkids, contract: Contract
+) -> None:
+    with fault(tdx_host, failure), refused(contract, Refusal.REGION_SEAMCALL):
+        td_with_vcpus.populate(Region.firmware(HALT))
+    assert_dead(td_with_vcpus, contract)
+    td_with_vcpus.close()
+    assert hkids.taken == -1
+
+
+@INJECTED
+@pytest.mark.parametrize("leaf", ["TDH.MEM.SEPT.ADD", "TDH.MEM.PAGE.ADD"])
+def test_init_mem_region_waits_for_a_busy_module(
+    leaf: str, tdx_host: TdxHost, td_with_vcpus: Assembly
+) -> None:
+    with fault(tdx_host, Injection(leaf, 1, 5, BUSY)):
+        td_with_vcpus.populate(Region.firmware(HALT)).finalize()
+
+
+@INJECTED
+def test_init_mem_region_that_waits_for_a_busy_module_can_be_interrupted(
+    tdx_host: TdxHost, td_with_vcpus: Assembly, contract: Contract
+) -> None:
+    region = Region.firmware(HALT)
+    (vcpu,) = td_with_vcpus.place(region).vcpus
+    module = Truth(tdx_host.agent)
+    before = module.leaves()["TDH.MEM.PAGE.ADD"].errors
+    with module.inject("TDH.MEM.PAGE.ADD", BUSY, count=1 << 31):
+        adding = vcpu.worker.start(vcpu.init_mem_region_call(region.data, region.gpa))
+        while module.leaves()["TDH.MEM.PAGE.ADD"].errors < before + 2:
+            assert not adding.done()
+        assert adding.interrupt()
+        with refused(contract, Refusal.REGION_INTERRUPTED):
+            adding.result()
+    vcpu.init_mem_region(region.data, region.gpa)
+    td_with_vcpus.finalize()
+
+
+# FINALIZE_VM
+
+
+@INJECTED
+def test_finalize_vm_on_a_busy_module_can_be_tried_again(
+    tdx_host: TdxHost, td_populated: Assembly, contract: Contract
+) -> None:
+    code = BUSY | 0x80
+    with (
+        fault(tdx_host, Injection("TDH.MR.FINALIZE", code=code)),
+        refused(contract, Refusal.FINALIZE_BUSY) as caught,
+    ):
+        td_populated.finalize()
+    assert caught.hw_error == code
+    td_populated.finalize()
+
+
+@INJECTED
+@warns
+@pytest.mark.parametrize("failure", cases({"TDH.MR.FINALIZE": (INVALID, NOT_READY)}))
+def test_finalize_vm_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
+    failure: Injection, tdx_host: TdxHost, td_populated: Assembly, hkids: Hkids, contract: Contract
+) -> None:
+    with fault(tdx_host, failure), refused(contract, Refusal.FINALIZE_SEAMCALL) as caught:
+        td_populated.finalize()
+    assert caught.hw_error == failure.code
+    assert_dead(td_populated, contract)
+    td_populated.close()
+    assert hkids.taken == -1
+
+
+@pytest.mark.tdx_finding("F2", flavours=("upstream",), raises=(AssertionError,))
+def test_finalize_vm_without_a_vcpu_is_the_callers_mistake_and_no_bug(td_initialized: Assembly) -> None:
+    """The TDX module refuses it (TDX_NO_VCPUS); neither a warning nor a dead VM is the right answer."""
+    with pytest.raises(KvmError):
+        td_initialized.td.finalize()
+    try:
+        td_initialized.add_vcpus().populate(Region.firmware(HALT)).finalize()
+    except KvmError as error:
+        raise AssertionError(f"the TD cannot be finalized any more: {error}") from error
+
+
+# the end of a TD
+
+LEAKED = r"HKID \d+ is leaked"
+
+
+@contextmanager
+def kernel_says(host: TdxHost, pattern: str) -> Iterator[None]:
+    """The kernel's log gets a line in the block in which the pattern is found."""
+    seen = host.agent.kmsg()[-1].sequence
+    yield
+    lines = [record.text for record in host.agent.kmsg(seen)]
+    said = [line for line in lines if re.search(pattern, line)]
+    assert said, f"nothing like {pattern!r} among {len(lines)} lines, the last of which is {lines[-1:]}"
+
+
+@INJECTED
+@warns
+@pytest.mark.tdx_leak_expected("KVM gives the HKID up when the TDX module does not take it back")
+@pytest.mark.parametrize(
+    "failure",
+    cases(
+        {
+            "TDH.MNG.VPFLUSHDONE": (BUSY, NOT_READY),
+            "TDH.PHYMEM.CACHE.WB": (BUSY, NOT_READY),
+            "TDH.MNG.KEY.FREEID": (BUSY, NOT_READY),
+        }
+    ),
+)
+def test_hkid_that_cannot_be_freed_is_leaked_and_the_kernel_says_so(
+    failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
+) -> None:
+    (td,) = crowd.initialized(kvm, 1)
+    with kernel_says(tdx_host, LEAKED), fault(tdx_host, failure):
+        td.close()
+    assert hkids.taken == 1
+    crowd.initialized(kvm, hkids.free)
+    with kvm.create_td() as late, refused(contract, Refusal.INIT_NO_HKID):
+        late.init_vm()
+
+
+@INJECTED
+@warns
+@pytest.mark.tdx_leak_expected("the vCPU is still associated, so the TDX module keeps the TD's key")
+@pytest.mark.tdx_finding("F6", flavours=("upstream",), raises=(AssertionError,))
+def test_hkid_of_a_vcpu_that_cannot_be_flushed_is_leaked_and_the_kernel_says_so(
+    tdx_host: TdxHost, td_with_vcpus: Assembly, hkids: Hkids
+) -> None:
+    with (
+        kernel_says(tdx_host, LEAKED),
+        fault(tdx_host, Injection("TDH.VP.FLUSH", code=BUSY)),
+    ):
+        td_with_vcpus.close()
+    assert hkids.taken == 0
+
+
+@INJECTED
+def test_interrupted_write_back_of_the_caches_is_resumed(tdx_host: TdxHost, kvm: Kvm, hkids: Hkids) -> None:
+    (td,) = crowd.initialized(kvm, 1)
+    with fault(tdx_host, Injection("TDH.PHYMEM.CACHE.WB", 1, 3, truth.TDX_INTERRUPTED_RESUMABLE)):
+        td.close()
+    assert hkids.taken == 0
+
+
+@INJECTED
+@warns
+@pytest.mark.tdx_leak_expected("a page that the TDX module does not give back keeps the TD's root")
+@pytest.mark.parametrize(
+    "failure", cases({"TDH.PHYMEM.PAGE.RECLAIM": (BUSY,), "TDH.MEM.RANGE.BLOCK": (NOT_READY,)})
+)
+def test_hkid_comes_back_though_a_page_does_not(
+    failure: Injection, tdx_host: TdxHost, td_populated: Assembly, hkids: Hkids
+) -> None:
+    with fault(tdx_host, failure):
+        td_populated.close()
+    assert hkids.taken == -1
+
+
+@INJECTED
+@warns
+def test_hkid_comes_back_though_the_root_page_cannot_be_written_back(
+    tdx_host: TdxHost, kvm: Kvm, hkids: Hkids
+) -> None:
+    (td,) = crowd.initialized(kvm, 1)
+    with fault(tdx_host, Injection("TDH.PHYMEM.PAGE.WBINVD", code=NOT_READY)):
+        td.close()
+    assert hkids.taken == 0
+
+
+@INJECTED
+@pytest.mark.parametrize("leaf", ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"])
+def test_busy_page_is_tried_once_more(
+    leaf: str, tdx_host: TdxHost, td_populated: Assembly, hkids: Hkids
+) -> None:
+    with fault(tdx_host, Injection(leaf, code=BUSY)):
+        td_populated.close()
+    assert hkids.taken == -1

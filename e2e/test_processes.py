@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""HKIDs and the processes that hold TDs: killed, succeeded by others, racing for the last one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import abi, calls, crowd, requests, stages
+from fixtures.kvm.abi import VmType
+from fixtures.kvm.calls import Call, Earlier
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.errors import KvmError
+from fixtures.kvm.handle import Handle
+from fixtures.kvm.job import Job
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import Assembly, Stage
+from fixtures.kvm.td import Td
+from fixtures.kvm.worker import BatchResult, Worker, batch_call
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+RACERS = 4
+ROUNDS = 6
+
+# killed
+
+
+@pytest.mark.parametrize("stage", [pytest.param(s, id=s.name.lower()) for s in Stage if s])
+def test_sigkill_of_the_owner_gives_its_hkid_back(stage: Stage, owner: Worker, hkids: Hkids) -> None:
+    stages.at(stage, owner)
+    assert hkids.taken == (stage >= Stage.INITIALIZED)
+    owner.kill()
+    assert owner.wait() == -signal.SIGKILL
+    assert hkids.taken == 0
+
+
+def test_sigkill_of_the_owner_of_many_tds_gives_all_back(kvm: Kvm, hkids: Hkids) -> None:
+    crowd.initialized(kvm, hkids.free)
+    assert hkids.free == 0
+    kvm.worker.kill()
+    kvm.worker.wait()
+    assert hkids.taken == 0
+
+
+def test_sigkill_in_the_midst_of_construction_gives_all_back(tdx_host: TdxHost, hkids: Hkids) -> None:
+    """Wherever it strikes: the owner builds TD after TD, and each round kills it a little later."""
+    for pauses in range(0, 24, 3):
+        with tdx_host.agent.spawn() as owner, Kvm.open(owner) as kvm:
+            building = owner.start(construction(kvm, repeat=1000))
+            for _ in range(pauses):
+                owner.call(calls.ping())  # As long as it takes, and the machine's speed with it.
+            assert not building.done()
+            owner.kill()
+            owner.wait()
+        assert hkids.taken == 0
+
+
+def construction(kvm: Kvm, *, repeat: int) -> Call[BatchResult]:
+    """TDs that are created, given their HKID and a guest_memfd, and closed, one after the other."""
+    steps: list[Call[Any]] = [
+        requests.create_vm(kvm.fd, VmType.TDX),
+        requests.init_vm(Earlier(0), stages.default_params(kvm.worker).pack()),
+        requests.create_guest_memfd(Earlier(0), abi.PAGE_SIZE),
+        calls.close(Earlier(0)),
+        calls.close(Earlier(2)),
+    ]
+    return batch_call(steps, repeat=repeat)
+
+
+# succeeded by others
+
+PASSED: dict[str, Callable[[Assembly], Handle]] = {
+    "vm-fd": lambda built: built.td,
+    "vcpu-fd": lambda built: built.vcpus[0],
+    "guest-memfd": lambda built: built.memfds[0],
+    "vm-stats-fd": lambda built: built.td.stats_fd(),
+    "vcpu-stats-fd": lambda built: built.vcpus[0].stats_fd(),
+}
+
+
+@pytest.mark.parametrize("passed", [pytest.param(one, id=name) for name, one in PASSED.items()])
+def test_hkid_outlives_its_owner_with_an_fd_in_another_process(
+    passed: Callable[[Assembly], Handle], owner: Worker, tdx_host: TdxHost, hkids: Hkids
+) -> None:
+    built = stages.populated(owner)
+    with tdx_host.agent.spawn() as heir:
+        inherited = passed(built).give(heir)
+        owner.close()
+        assert hkids.taken == 1
+        inherited.close()
+        assert hkids.taken == 0
+
+
+def test_hkid_goes_with_the_last_heir(owner: Worker, tdx_host: TdxHost, hkids: Hkids) -> None:
+    (td,) = crowd.initialized(Kvm.open(owner), 1)
+    with tdx_host.agent.spawn() as heir, tdx_host.agent.spawn() as heirs_heir:
+        td.give(heir).give(heirs_heir)
+        owner.close()
+        heir.close()
+        assert hkids.taken == 1
+        heirs_heir.close()
+        assert hkids.taken == 0
+
+
+def test_heir_can_do_nothing_with_the_td(
+    owner: Worker, tdx_host: TdxHost, hkids: Hkids, contract: Contract
+) -> None:
+    """A VM is its creator's: its memory is in the creator's address space."""
+    with stages.created(owner) as built, tdx_host.agent.spawn() as heir:
+        inherited = Td(Kvm.open(heir), owner.send_fd(built.td.fd, heir))
+        params = built.td.default_params()
+        for request in (lambda: inherited.init_vm(params), inherited.finalize, inherited.capabilities):
+            with refused(contract, Refusal.OTHER_PROCESS):
+                request()
+        assert hkids.taken == 0
+        built.td.init_vm(params)
+        assert hkids.taken == 1
+
+
+def test_fd_on_its_way_to_another_process_holds_the_hkid(
+    owner: Worker, tdx_host: TdxHost, hkids: Hkids
+) -> None:
+    """Sent and never received: it is in the socket's queue until the receiver dies."""
+    (td,) = crowd.initialized(Kvm.open(owner), 1)
+    with tdx_host.agent.spawn() as heir:
+        owner.give_fd(td.fd, heir)
+        owner.close()
+        assert hkids.taken == 1
+    assert hkids.taken == 0
+
+
+# racing
+
+
+class Racer:
+    """A process of its own with a TD that has no HKID yet."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.kvm = Kvm.open(worker)
+        self.td = self.kvm.create_td()
+
+    def again(self) -> None:
+        """Give the HKID back, and be ready for the next round."""
+        self.td.close()
+        self.td = self.kvm.create_td()
+
+
+def race(tdx_host: TdxHost, tds: list[Td]) -> list[KvmError | None]:
+    """KVM_TDX_INIT_VM on all TDs in the same instant; gives what each came to."""
+    params = [td.default_params() for td in tds]
+    slots = tdx_host.agent.barrier(len(tds))
+    jobs: list[Job[None]] = [
+        td.worker.start(td.init_vm_call(right, barrier=slot))
+        for td, right, slot in zip(tds, params, slots, strict=True)
+    ]
+    return [outcome(job) for job in jobs]
+
+
+def outcome(job: Job[None]) -> KvmError | None:
+    try:
+        job.result()
+    except KvmError as error:
+        return error
+    return None
+
+
+def test_one_of_several_processes_gets_the_last_hkid(
+    kvm: Kvm, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
+) -> None:
+    crowd.initialized(kvm, hkids.free - 1)
+    racers = [Racer(tdx_cleanup.enter_context(tdx_host.agent.spawn())) for _ in range(RACERS)]
+    for _ in range(ROUNDS):
+        results = race(tdx_host, [racer.td for racer in racers])
+        losers = [error.errno for error in results if error is not None]
+        assert losers == [contract.errno(Refusal.INIT_NO_HKID)] * (RACERS - 1)
+        assert hkids.free == 0
+        racers[results.index(None)].again()
+        assert hkids.free == 1
+
+
+def test_one_of_several_threads_initializes_a_td(
+    kvm: Kvm, tdx_host: TdxHost, hkids: Hkids, contract: Contract
+) -> None:
+    for _ in range(ROUNDS):
+        with kvm.create_td() as td:
+            results = race(tdx_host, [td] * RACERS)
+            losers = [error.errno for error in results if error is not None]
+            assert losers == [contract.errno(Refusal.INIT_TWICE)] * (RACERS - 1)
+            assert hkids.taken == 1
+        assert hkids.taken == 0
+
+
+def test_creators_and_destroyers_at_the_limit_lose_nothing(
+    kvm: Kvm, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
+) -> None:
+    """Two HKIDs for four processes that take one and give it back as fast as they can."""
+    crowd.initialized(kvm, hkids.free - 2)
+    workers = [tdx_cleanup.enter_context(tdx_host.agent.spawn()) for _ in range(RACERS)]
+    params = stages.default_params(kvm.worker).pack()
+    jobs = []
+    for slot, worker in zip(tdx_host.agent.barrier(RACERS), workers, strict=True):
+        device = Kvm.open(worker)
+        steps: list[Call[Any]] = [
+            requests.create_vm(device.fd, VmType.TDX),
+            requests.init_vm(Earlier(0), params),
+            calls.close(Earlier(0)),
+        ]
+        worker.submit(calls.barrier(slot))
+        jobs.append(worker.submit(batch_call(steps, repeat=15, go_on=True)))
+    errors = [result for job in jobs for result in job.result().results if isinstance(result, Exception)]
+    assert {getattr(error, "errno", error) for error in errors} <= {contract.errno(Refusal.INIT_NO_HKID)}
+    assert hkids.free == 2

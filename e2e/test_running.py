@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDs that execute: what the guest says reaches user space, and its state is its own between KVM_RUNs."""
+
+from __future__ import annotations
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.errors import KernelSplat
+from fixtures.kvm import stages, talk
+from fixtures.kvm.abi import Cap
+from fixtures.kvm.exits import FatalErrorExit, InternalErrorExit, IoExit, ShutdownExit
+from fixtures.kvm.talk import TEXT, VALUE
+from fixtures.kvm.truth import Truth
+
+COMMON = 1 << 31
+EXIT_REASONS = {"hlt": 12, "in": 30, "rdmsr": 31, "cpuid": 10}
+GOOD = 0x600D
+
+
+# one vCPU
+
+
+def test_guest_prints(launch: Launch) -> None:
+    built = launch("hello")
+    assert talk.line(built.vcpus[0]) == "hello from vCPU 0"
+
+
+def test_write_to_a_port_leaves_to_user_space_with_its_data(launch: Launch) -> None:
+    found = launch("hello").vcpus[0].run()
+    assert isinstance(found, IoExit)
+    assert (found.port, found.write, found.size, found.count, found.data) == (TEXT, True, 1, 1, b"h")
+
+
+def test_counter_in_private_memory_goes_on_without_a_lost_or_repeated_step(launch: Launch) -> None:
+    told = talk.told(launch("count").vcpus[0], 200)
+    assert told == [step | mark for step in range(1, 101) for mark in (0, COMMON)]
+
+
+def test_counters_of_two_tds_are_two(launch: Launch) -> None:
+    first, second = launch("count").vcpus[0], launch("count").vcpus[0]
+    told = [talk.told(vcpu, 2) for vcpu in (first, second, first, second)]
+    assert told == [[1, COMMON | 1], [1, COMMON | 1], [2, COMMON | 2], [2, COMMON | 2]]
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_each_run_enters_the_guest(launch: Launch, truth: Truth) -> None:
+    vcpu = launch("count").vcpus[0]
+    counts = []
+    for _ in range(3):
+        vcpu.run()
+        (known,) = truth.vcpus()
+        counts.append(known.entries)
+    assert counts[0] >= 1
+    assert counts[0] < counts[1] < counts[2]
+
+
+# several vCPUs
+
+
+def test_each_vcpu_knows_its_index(launch: Launch) -> None:
+    built = launch("hello", vcpus=2)
+    assert [talk.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
+
+
+def test_vcpus_at_once_count_each_for_itself_and_together_in_shared_private_memory(
+    launch: Launch,
+) -> None:
+    rounds = 50
+    built = launch("count", vcpus=2)
+    jobs = [built.worker.start(vcpu.run_port_call(VALUE, 2 * rounds)) for vcpu in built.vcpus]
+    told = [[talk.value_of(found) for found in job.result()] for job in jobs]
+    own = [[value for value in values if not value & COMMON] for values in told]
+    assert own == [[index << 24 | step for step in range(1, rounds + 1)] for index in range(2)]
+    common = [[value & ~COMMON for value in values if value & COMMON] for values in told]
+    assert all(values == sorted(values) for values in common)
+    assert sorted(common[0] + common[1]) == list(range(1, 2 * rounds + 1))
+
+
+def test_vcpu_may_run_in_another_thread_each_time(launch: Launch) -> None:
+    vcpu = launch("count").vcpus[0]
+    told = [talk.value_of(vcpu.start().result()) for _ in range(6)]
+    assert told == [1, COMMON | 1, 2, COMMON | 2, 3, COMMON | 3]
+
+
+# what the guest is told
+
+CALLS = ("gpaw", "vcpus", "max_vcpus", "index", "rcx", "attributes_high", "attributes_low")
+
+
+def test_guest_learns_from_the_module_how_its_td_was_made(launch: Launch) -> None:
+    built = launch("calls", vcpus=2)
+    told = dict(zip(CALLS, talk.told(built.vcpus[1], len(CALLS)), strict=True))
+    attributes = stages.default_params(built.worker).attributes
+    assert told == {
+        "gpaw": 48,
+        "vcpus": 2,
+        "max_vcpus": built.td.check_extension(Cap.MAX_VCPUS),
+        "index": 1,
+        "rcx": 0,
+        "attributes_high": attributes >> 32,
+        "attributes_low": attributes & 0xFFFFFFFF,
+    }
+
+
+def test_guest_finds_the_number_that_init_vcpu_was_given(launch: Launch) -> None:
+    told = talk.told(launch("calls", rcx=0x1234567).vcpus[0], len(CALLS))
+    assert dict(zip(CALLS, told, strict=True))["rcx"] == 0x1234567
+
+
+def test_instructions_that_the_module_does_not_execute_come_back_as_ve(launch: Launch) -> None:
+    told = talk.told(launch("ve").vcpus[0], len(EXIT_REASONS) + 1)
+    assert told == [*EXIT_REASONS.values(), GOOD]
+
+
+# how it ends
+
+
+def test_fatal_error_leaves_to_user_space_with_the_guests_registers(launch: Launch) -> None:
+    found = launch("fatal").vcpus[0].run()
+    assert isinstance(found, FatalErrorExit)
+    assert (found.code, found.message) == (0xDEAD, b"payload")
+
+
+def test_triple_fault_is_a_shutdown(launch: Launch) -> None:
+    assert isinstance(launch("triple").vcpus[0].run(), ShutdownExit)
+
+
+@pytest.mark.tdx_finding("F7", flavours=("upstream",), raises=(KernelSplat,))
+def test_vcpu_does_not_run_again_after_a_triple_fault(launch: Launch) -> None:
+    vcpu = launch("triple").vcpus[0]
+    vcpu.run()
+    assert isinstance(vcpu.run(), InternalErrorExit)

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vCPUs of a TD: how many there may be, who is told so, and when they may be created."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from fixtures.host.base import TdxHost
+from fixtures.kvm import abi, requests, stages
+from fixtures.kvm.abi import Cap
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.errors import KvmError
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import Assembly, Stage
+from fixtures.kvm.td import Td
+from fixtures.kvm.truth import Truth
+from fixtures.kvm.vcpu import Vcpu
+from fixtures.kvm.vm import Vm
+from fixtures.kvm.worker import Worker
+
+CPU1_ONLINE = "/sys/devices/system/cpu/cpu1/online"
+
+STAGES = [pytest.param(stage, id=stage.name.lower()) for stage in Stage if stage != Stage.NOTHING]
+one_and_two_packages = pytest.mark.parametrize(
+    "packages",
+    [
+        pytest.param(1, id="one-package"),
+        pytest.param(2, id="two", marks=pytest.mark.tdx_host(cpus=4, sockets=2)),
+    ],
+)
+
+
+@pytest.fixture
+def limit(tdx_host: TdxHost, kvm: Kvm, contract: Contract) -> int:
+    """How many vCPUs a TD may have on this host, by the contract."""
+    return contract.max_vcpus(
+        present_cpus=tdx_host.facts.present_cpus, kvm_max_vcpus=kvm.check_extension(Cap.MAX_VCPUS)
+    )
+
+
+@pytest.fixture
+def td(kvm: Kvm, tdx_cleanup: ExitStack) -> Td:
+    """A TD that has its HKID and may be given vCPUs."""
+    made = tdx_cleanup.enter_context(kvm.create_td())
+    made.split_irqchip()
+    made.init_vm()
+    return made
+
+
+@pytest.fixture
+def cpu1_offline(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> None:
+    """One CPU of the host is present but not online."""
+    tdx_host.agent.write_file(CPU1_ONLINE, "0")
+    tdx_cleanup.callback(tdx_host.agent.write_file, CPU1_ONLINE, "1")
+
+
+def create(vm: Vm, count: int) -> list[Vcpu]:
+    """Create vCPUs with ids from 0 in one round trip; the process' end closes them."""
+    done = vm.worker.batch([requests.create_vcpu(vm.fd, ident) for ident in range(count)])
+    return [Vcpu(vm, done[ident], ident) for ident in range(count)]
+
+
+# what the limit is, and who is told
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_td_tells_its_own_limit_at_every_stage(stage: Stage, owner: Worker, limit: int) -> None:
+    with stages.at(stage, owner) as built:
+        assert built.td.check_extension(Cap.MAX_VCPUS) == limit
+
+
+def test_limit_of_a_td_is_lower_than_the_devices(kvm: Kvm, td: Td) -> None:
+    assert td.check_extension(Cap.MAX_VCPUS) < kvm.check_extension(Cap.MAX_VCPUS)
+
+
+def test_plain_vm_keeps_the_devices_limit_beside_a_td(kvm: Kvm, td: Td) -> None:
+    with kvm.create_vm() as vm, td.create_vcpu():
+        assert vm.check_extension(Cap.MAX_VCPUS) == kvm.check_extension(Cap.MAX_VCPUS)
+
+
+def test_plain_vm_takes_more_vcpus_than_a_td(kvm: Kvm, limit: int) -> None:
+    with kvm.create_vm() as vm:
+        create(vm, limit)
+        vm.create_vcpu(limit)
+
+
+@one_and_two_packages
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_is_told_the_limit_that_user_space_is_told(packages: int, td: Td, truth: Truth) -> None:
+    (known,) = truth.tds()
+    assert known.max_vcpus == td.check_extension(Cap.MAX_VCPUS)
+
+
+@pytest.mark.tdx_needs("cpu-hotplug")
+@pytest.mark.usefixtures("cpu1_offline")
+def test_limit_counts_cpus_that_are_present_but_not_online(kvm: Kvm, td: Td, limit: int) -> None:
+    assert kvm.check_extension(Cap.NR_VCPUS) == limit - 1
+    assert td.check_extension(Cap.MAX_VCPUS) == limit
+    create(td, limit)
+
+
+# reaching it
+
+
+@one_and_two_packages
+def test_td_takes_as_many_as_the_limit_and_refuses_one_more(
+    packages: int, td: Td, limit: int, contract: Contract
+) -> None:
+    create(td, limit)
+    with refused(contract, Refusal.VCPU_TOO_MANY):
+        td.create_vcpu(limit)
+
+
+def test_closing_a_vcpu_makes_no_room_for_another(td: Td, limit: int, contract: Contract) -> None:
+    create(td, limit)[-1].close()
+    with refused(contract, Refusal.VCPU_TOO_MANY):
+        td.create_vcpu(limit)
+
+
+def test_each_td_has_the_whole_limit_for_itself(kvm: Kvm, td: Td, limit: int) -> None:
+    create(td, limit)
+    with kvm.create_td() as other:
+        other.split_irqchip()
+        other.init_vm()
+        create(other, limit)
+
+
+def test_refused_vcpu_takes_no_place(td: Td, limit: int, contract: Contract) -> None:
+    for _ in range(limit):
+        with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
+            td.create_vcpu(abi.KVM_MAX_VCPU_IDS)
+    create(td, limit)
+
+
+def test_two_at_once_do_not_both_get_the_last_place(
+    tdx_host: TdxHost, td: Td, limit: int, contract: Contract
+) -> None:
+    create(td, limit - 1)
+    jobs = [
+        td.worker.start(td.create_vcpu_call(ident, barrier=place))
+        for ident, place in enumerate(tdx_host.agent.barrier(2), start=limit)
+    ]
+    refusals = []
+    for job in jobs:
+        try:
+            job.result()
+        except KvmError as error:
+            refusals.append(error.errno)
+    assert refusals == [contract.errno(Refusal.VCPU_TOO_MANY)]
+
+
+# changing it
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_limit_of_a_td_cannot_be_changed(stage: Stage, owner: Worker, limit: int, contract: Contract) -> None:
+    with stages.at(stage, owner) as built:
+        for asked in (0, 1, limit, limit + 1):
+            with refused(contract, Refusal.ENABLE_MAX_VCPUS):
+                built.td.enable_cap(Cap.MAX_VCPUS, asked)
+        assert built.td.check_extension(Cap.MAX_VCPUS) == limit
+
+
+def test_limit_of_a_plain_vm_cannot_be_changed(kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_vm() as vm:
+        before = vm.check_extension(Cap.MAX_VCPUS)
+        with refused(contract, Refusal.ENABLE_MAX_VCPUS):
+            vm.enable_cap(Cap.MAX_VCPUS, 1)
+        assert vm.check_extension(Cap.MAX_VCPUS) == before
+
+
+# which ids
+
+
+def test_id_that_exists_is_refused(td: Td, contract: Contract) -> None:
+    with td.create_vcpu(0), refused(contract, Refusal.VCPU_DUPLICATE):
+        td.create_vcpu(0)
+
+
+def test_full_td_refuses_an_id_that_exists_as_one_too_many(td: Td, limit: int, contract: Contract) -> None:
+    create(td, limit)
+    with refused(contract, Refusal.VCPU_TOO_MANY):
+        td.create_vcpu(0)
+
+
+@pytest.mark.parametrize("ident", [abi.KVM_MAX_VCPU_IDS, 1 << 31, 1 << 32])
+def test_id_out_of_range_is_refused(ident: int, td: Td, contract: Contract) -> None:
+    with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
+        td.create_vcpu(ident)
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_ids_need_not_follow_each_other_and_become_apic_ids(td: Td, truth: Truth) -> None:
+    idents = (abi.KVM_MAX_VCPU_IDS - 1, 7)
+    for ident in idents:
+        vcpu = td.create_vcpu(ident)
+        vcpu.set_cpuid2()
+        vcpu.init_vcpu()
+    assert {vcpu.index: vcpu.x2apic_id for vcpu in truth.vcpus()} == dict(enumerate(idents))
+
+
+# when
+
+
+def test_vcpu_before_init_vm_is_refused(td_created: Assembly, contract: Contract) -> None:
+    td_created.td.split_irqchip()
+    with refused(contract, Refusal.VCPU_BEFORE_INIT_VM):
+        td_created.td.create_vcpu()
+
+
+def test_vcpu_that_came_too_early_does_not_spoil_the_td(td_created: Assembly, contract: Contract) -> None:
+    td = td_created.td
+    td.split_irqchip()
+    with refused(contract, Refusal.VCPU_BEFORE_INIT_VM):
+        td.create_vcpu()
+    td.init_vm()
+    td.create_vcpu()
+
+
+def test_vcpu_after_an_init_vm_that_failed_is_refused(td_created: Assembly, contract: Contract) -> None:
+    td = td_created.td
+    td.split_irqchip()
+    with refused(contract, Refusal.INIT_NO_WIDTH):
+        td.init_vm(td.default_params().replace(cpuid=()))
+    with refused(contract, Refusal.VCPU_BEFORE_INIT_VM):
+        td.create_vcpu()
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_vcpu_after_finalize_vm_is_refused(td_finalized: Assembly, contract: Contract) -> None:
+    with refused(contract, Refusal.VCPU_AFTER_FINALIZE):
+        td_finalized.td.create_vcpu(1)
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, id=stage.name.lower()) for stage in Stage if stage >= Stage.INITIALIZED]
+)
+def test_second_init_vm_is_refused(stage: Stage, owner: Worker, contract: Contract) -> None:
+    with stages.at(stage, owner) as built, refused(contract, Refusal.INIT_TWICE):
+        built.td.init_vm()
+
+
+# with which interrupt controller
+
+
+def test_vcpu_without_a_split_irqchip_is_refused(kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_td() as td:
+        td.init_vm()
+        with refused(contract, Refusal.VCPU_NO_SPLIT_IRQCHIP):
+            td.create_vcpu()
+
+
+def test_irqchip_can_be_split_after_a_vcpu_was_refused_for_it(kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_td() as td:
+        td.init_vm()
+        with refused(contract, Refusal.VCPU_NO_SPLIT_IRQCHIP):
+            td.create_vcpu()
+        td.split_irqchip()
+        td.create_vcpu()
+
+
+def test_td_has_no_irqchip_in_the_kernel(kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_td() as td, refused(contract, Refusal.CREATE_IRQCHIP):
+        td.ioctl("KVM_CREATE_IRQCHIP", abi.KVM_CREATE_IRQCHIP)
