@@ -251,7 +251,7 @@ def test_finalize_that_fails_in_the_module_is_the_end_of_the_vm(
         td_populated.td.finalize()
 
 
-@pytest.mark.tdx_finding("F8", flavours=("upstream",), raises=(KernelSplat,))
+@pytest.mark.tdx_finding("F2", flavours=("upstream",), raises=(KernelSplat,))
 @pytest.mark.parametrize("vcpus", [pytest.param(0, id="none"), pytest.param(1, id="one-not-initialized")])
 def test_finalize_without_an_initialized_vcpu_is_refused_without_a_warning(vcpus: int, td: Td) -> None:
     td.split_irqchip()

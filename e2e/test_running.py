@@ -33,8 +33,8 @@ def test_write_to_a_port_leaves_to_user_space_with_its_data(launch: Launch) -> N
 
 
 def test_counter_in_private_memory_goes_on_without_a_lost_or_repeated_step(launch: Launch) -> None:
-    told = talk.told(launch("count").vcpus[0], 200)
-    assert told == [step | mark for step in range(1, 101) for mark in (0, COMMON)]
+    told = talk.told(launch("count").vcpus[0], 100)
+    assert told == [step | mark for step in range(1, 51) for mark in (0, COMMON)]
 
 
 def test_counters_of_two_tds_are_two(launch: Launch) -> None:
@@ -66,7 +66,7 @@ def test_each_vcpu_knows_its_index(launch: Launch) -> None:
 def test_vcpus_at_once_count_each_for_itself_and_together_in_shared_private_memory(
     launch: Launch,
 ) -> None:
-    rounds = 50
+    rounds = 25
     built = launch("count", vcpus=2)
     jobs = [built.worker.start(vcpu.run_port_call(VALUE, 2 * rounds)) for vcpu in built.vcpus]
     told = [[talk.value_of(found) for found in job.result()] for job in jobs]

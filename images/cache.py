@@ -185,7 +185,8 @@ class Cache:
                     remove_tree(folder)
                     guard.unlink(missing_ok=True)
                     removed += 1
-                except BlockingIOError:
+                except OSError:
+                    # In use, or still being written by what its killed builder started: the next time.
                     continue
                 finally:
                     os.close(descriptor)

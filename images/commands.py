@@ -86,14 +86,18 @@ def child(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.STDOUT,
+    death: str = "TERM",
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that cannot outlive us: its group is ended when the block is left early, and the kernel
-    sends it SIGTERM should we be killed.  The caller waits for it and judges its exit."""
+    sends it a signal should we be killed.  The caller waits for it and judges its exit.
+
+    :param death: that signal: TERM for what ends its own children on it, as make does.
+    """
     words = [str(word) for word in argv]
     log.write(f"+ {f'cd {shlex.quote(str(cwd))} && ' if cwd else ''}{shlex.join(words)}\n")
     try:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", "--", *words],
+            ["setpriv", "--pdeathsig", death, "--", *words],
             cwd=cwd,
             env=environment(env),
             stdin=stdin,
@@ -109,9 +113,6 @@ def child(
         ) from error
     try:
         yield process
-    except BaseException:
-        _end_group(process)
-        raise
     finally:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
@@ -142,12 +143,14 @@ def run(
     env: Mapping[str, str] | None = None,
     input_file: Path | None = None,
     on_line: Callable[[str], None] | None = None,
+    death: str = "TERM",
 ) -> list[str]:
     """Run a tool to its end and return the last lines that it printed (standard error included).
 
     :param what: what fails when the tool does, for the message.
     :param input_file: its standard input, /dev/null by default.
     :param on_line: called with every line, without its newline, as it comes.
+    :param death: see :func:`child`.
     :raises CommandError: exit status other than 0.
     """
     kept: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
@@ -156,7 +159,7 @@ def run(
         if input_file is not None:
             stdin = stack.enter_context(input_file.open("rb"))
         started, used = time.monotonic(), _cpu_seconds()
-        process = stack.enter_context(child(argv, log=log, cwd=cwd, env=env, stdin=stdin))
+        process = stack.enter_context(child(argv, log=log, cwd=cwd, env=env, stdin=stdin, death=death))
         assert process.stdout is not None
         for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip("\n")

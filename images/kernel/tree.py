@@ -172,7 +172,9 @@ class UserBase:
     def copy_to(self, tree: KeptTree) -> int:
         """Bring a kept tree up to date; returns the number of files that were copied or removed.
 
-        Copies get the present time, so that make sees a file that was replaced by an older one.
+        Copies get the present time, so that make sees a file that was replaced by an older one.  The
+        list of what was copied is written last: after an interrupted copy, the files that it was about
+        are copied again.
         """
         listing = tree.folder / "copied.json"
         try:
@@ -186,26 +188,13 @@ class UserBase:
             if path not in ours:
                 (tree.src / path).unlink(missing_ok=True)
                 moved += 1
-        # A copy that is interrupted has to be told from one that is whole: what is not listed is copied anew.
-        settled = {path: mark for path, mark in before.items() if now.get(path) == mark}
-        if settled != before or not listing.exists():
-            _replace(listing, json.dumps(settled).encode(), executable=False)
         for path, mark in now.items():
             if before.get(path) == mark:
                 continue
             moved += 1
             if path in ours:
                 continue
-            source, target = self.folder / path, tree.src / path
-            if source.is_symlink():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                target.symlink_to(source.readlink())
-            else:
-                executable = bool(source.stat().st_mode & stat.S_IXUSR)
-                content = source.read_bytes()
-                if not _same(target, content, executable):
-                    _replace(target, content, executable=executable)
+            _copy(self.folder / path, tree.src / path)
         _replace(listing, json.dumps(now).encode(), executable=False)
         return moved
 
@@ -250,6 +239,18 @@ _OUTPUT_PATHS = {
 
 def _is_output(path: str) -> bool:
     return path in _OUTPUT_PATHS or path.endswith(_OUTPUT_SUFFIXES)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_symlink():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.symlink_to(source.readlink())
+        return
+    executable = bool(source.stat().st_mode & stat.S_IXUSR)
+    content = source.read_bytes()
+    if not _same(target, content, executable):
+        _replace(target, content, executable=executable)
 
 
 def _same(target: Path, content: bytes, executable: bool) -> bool:

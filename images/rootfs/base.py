@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 from images import apt, tools
-from images.cache import Artefact, Cache, digest_files, digest_inputs
+from images.cache import Artefact, Cache, digest_inputs
 from images.commands import Log, require_tools, run
 from images.errors import CommandError
 from images.progress import Reporter
@@ -24,13 +24,14 @@ TAR = "debian.tar"
 _NEEDED_BYTES = 900_000_000
 _TOOLS = {"mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "util-linux"}
 _STATUS = "./var/lib/dpkg/status"
-_UNWANTED = (
-    "/usr/share/doc/*",
-    "/usr/share/man/*",
-    "/usr/share/info/*",
-    "/usr/share/locale/*",
-    "/usr/share/i18n/*",
-    "/usr/share/lintian/*",
+_OPTIONS = (
+    "--variant=essential",
+    "--format=tar",
+    "--architectures=amd64",
+    f"--include={','.join(PACKAGES)}",
+    '--aptopt=APT::Install-Recommends "false"',
+    '--aptopt=Acquire::Languages "none"',
+    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "info", "locale", "i18n")),
 )
 
 
@@ -38,8 +39,7 @@ def inputs() -> dict[str, object]:
     """What the packages are chosen by."""
     return {
         "suite": SUITE,
-        "packages": list(PACKAGES),
-        "recipe": digest_files(Path(__file__).parent, ("base.py",)),
+        "options": list(_OPTIONS),
         "tools": tools.versions("mmdebstrap"),
     }
 
@@ -77,25 +77,19 @@ def _bootstrap(tar: Path, scratch: Path, mirror: str, log: Log) -> None:
     as_root = os.geteuid() == 0
     argv: list[str | Path] = []
     if as_root:
-        # A mount namespace of its own: what mmdebstrap mounts is gone with it, even after a SIGKILL.
-        argv += ["unshare", "--mount", "--"]
-    argv += [
-        "mmdebstrap",
-        f"--mode={'root' if as_root else 'unshare'}",
-        "--variant=essential",
-        "--format=tar",
-    ]
-    argv += ["--architectures=amd64", f"--include={','.join(PACKAGES)}", f"--keyring={apt.keyring()}"]
-    argv += ['--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"']
-    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _UNWANTED]
-    argv += [SUITE, tar, f"deb {mirror} {SUITE} main"]
+        # Namespaces of its own: what mmdebstrap mounts and starts is gone with it, also after a SIGKILL.
+        argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"]
+    argv += ["mmdebstrap", f"--mode={'root' if as_root else 'unshare'}", *_OPTIONS]
+    argv += [f"--keyring={apt.keyring()}", SUITE, tar, f"deb {mirror} {SUITE} main"]
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     # Without root mmdebstrap works as other users of ours, who may not enter a private home.
     env["TMPDIR"] = str(scratch) if as_root else "/var/tmp"
+    # mmdebstrap goes on with its step after a SIGTERM, so we do not wait for its grace when we are dead.
+    death = "KILL" if as_root else "TERM"
     try:
-        run(argv, log=log, env=env, what="mmdebstrap failed", hint=_hint(as_root))
+        run(argv, log=log, env=env, what="mmdebstrap failed", hint=_hint(as_root), death=death)
     except CommandError as error:
-        raise apt.explain(error, mirror, SUITE) from error
+        raise apt.explain(error, mirror, f"all of {SUITE}") from error
 
 
 def _hint(as_root: bool) -> str:

@@ -80,7 +80,8 @@ def test_a_script_stays_executable(tmp_path: Path, work: Path, log: Log) -> None
 def test_a_patch_that_does_not_apply_is_named_with_its_file(tmp_path: Path, work: Path, log: Log) -> None:
     good = _diff("arch/x86/old.c", b"int old;\n", b"int older;\n")
     bad = _diff("arch/x86/Makefile", b"other\n" * 9, b"other\n" * 8 + b"changed\n")
-    patch = _patch(tmp_path / "hooks", "0001-hook.patch", good, bad)
+    late = _diff("scripts/run.sh", b"#!/bin/sh\n", b"#!/bin/sh\ntrue\n")
+    patch = _patch(tmp_path / "hooks", "0001-hook.patch", good, bad, late)
     with pytest.raises(PatchError) as caught:
         work_out(_BASE.get, [(patch,)], work, version="7.4.1", log=log)
     assert caught.value.message == (

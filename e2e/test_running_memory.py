@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A running TD's memory: private pages that it accepts, pages that it shares, and pages that are taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.kvm import talk
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.exits import MapGpaExit, MemoryFaultExit
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.requests import MemorySlot
+from fixtures.kvm.stages import Assembly, Region
+from fixtures.kvm.truth import Truth
+
+BASE = 0x100000
+PAGES = 16
+ACCEPTED, ALREADY_ACCEPTED = 0, 0xB0A
+FROM_HOST, FROM_GUEST = 0x0BADCAFE, 0x600DF00D
+
+ONE_PAGE = (Region(BASE, PAGE_SIZE),)
+MANY_PAGES = (Region(BASE, PAGES * PAGE_SIZE),)
+
+
+def word(data: bytes) -> int:
+    return int.from_bytes(data[:4], "little")
+
+
+# private memory
+
+
+def test_accepted_page_is_zero_and_keeps_what_the_guest_writes(launch: Launch) -> None:
+    vcpu = launch("accept", regions=ONE_PAGE).vcpus[0]
+    assert talk.told(vcpu, 6) == [ACCEPTED, 0, ALREADY_ACCEPTED, 1, ALREADY_ACCEPTED, 2]
+
+
+def test_pages_are_accepted_one_by_one_and_all_are_zero(launch: Launch) -> None:
+    vcpu = launch("memory", regions=MANY_PAGES).vcpus[0]
+    status_of_all, sum_of_all = talk.told(vcpu, 2)
+    assert (status_of_all, sum_of_all) == (ACCEPTED, 0)
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_page_is_mapped_when_the_guest_accepts_it_and_not_before(launch: Launch, truth: Truth) -> None:
+    built = launch("memory", regions=MANY_PAGES)
+    (td,) = truth.tds()
+    before = truth.snapshot().pages_of(td.tdr)["reg"]
+    calls = truth.leaves()["TDH.MEM.PAGE.AUG"].calls
+    talk.told(built.vcpus[0], 1)
+    assert truth.snapshot().pages_of(td.tdr)["reg"] - before == PAGES
+    assert truth.leaves()["TDH.MEM.PAGE.AUG"].calls - calls == PAGES
+
+
+def test_host_does_not_see_private_memory(launch: Launch) -> None:
+    """What the process has mapped at the same place is other memory."""
+    built = launch("accept", regions=ONE_PAGE)
+    talk.told(built.vcpus[0], 4)
+    assert built.placed[-1].shared.read(0, PAGE_SIZE) == bytes(PAGE_SIZE)
+
+
+def test_reading_a_page_that_is_not_accepted_is_the_end_of_the_vm(launch: Launch, contract: Contract) -> None:
+    built = launch("pending", regions=ONE_PAGE)
+    vcpu = built.vcpus[0]
+    assert talk.told(vcpu, 1) == [1]
+    with refused(contract, Refusal.RUN_PENDING_PAGE):
+        vcpu.run()
+    with refused(contract, Refusal.VM_DEAD):
+        vcpu.run()
+
+
+def test_access_where_there_is_no_memory_leaves_to_user_space(launch: Launch) -> None:
+    vcpu = launch("accept").vcpus[0]
+    found = vcpu.run()
+    assert isinstance(found, MemoryFaultExit)
+    assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
+
+
+def test_access_goes_on_when_user_space_puts_memory_there(launch: Launch) -> None:
+    built = launch("accept")
+    assert isinstance(built.vcpus[0].run(), MemoryFaultExit)
+    built.place(*ONE_PAGE)
+    assert talk.told(built.vcpus[0], 2) == [ACCEPTED, 0]
+
+
+# shared memory
+
+
+@pytest.fixture
+def sharing(launch: Launch) -> Assembly:
+    """A guest that has asked for its first page to be shared."""
+    built = launch("memory", regions=MANY_PAGES)
+    talk.told(built.vcpus[0], 3)
+    found = built.vcpus[0].run()
+    assert isinstance(found, MapGpaExit)
+    assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, False)
+    return built
+
+
+def share(built: Assembly, *, private: bool = False) -> None:
+    built.td.set_memory_attributes(BASE, PAGE_SIZE, private=private)
+
+
+def test_guest_and_host_see_each_others_writes_in_shared_memory(sharing: Assembly) -> None:
+    memory = sharing.placed[-1].shared
+    share(sharing)
+    memory.write(0, FROM_HOST.to_bytes(4, "little"))
+    assert talk.told(sharing.vcpus[0], 2) == [0, FROM_HOST]
+    sharing.vcpus[0].run()
+    assert word(memory.read(0, 4)) == FROM_GUEST
+
+
+def test_page_that_was_shared_is_private_again_and_zero(sharing: Assembly) -> None:
+    share(sharing)
+    talk.told(sharing.vcpus[0], 2)
+    found = sharing.vcpus[0].run()
+    assert isinstance(found, MapGpaExit)
+    assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
+    share(sharing, private=True)
+    assert talk.told(sharing.vcpus[0], 3) == [0, ACCEPTED, 0]
+    assert word(sharing.placed[-1].shared.read(0, 4)) == FROM_GUEST
+
+
+def test_shared_access_to_memory_that_stayed_private_leaves_to_user_space(sharing: Assembly) -> None:
+    vcpu = sharing.vcpus[0]
+    talk.told(vcpu, 1)
+    for _ in range(2):
+        found = vcpu.run()
+        assert isinstance(found, MemoryFaultExit)
+        assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, False)
+
+
+def test_private_access_to_memory_that_was_made_shared_leaves_to_user_space(launch: Launch) -> None:
+    built = launch("accept", regions=ONE_PAGE)
+    talk.told(built.vcpus[0], 2)
+    share(built)
+    found = built.vcpus[0].run()
+    assert isinstance(found, MemoryFaultExit)
+    assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
+
+
+# memory that is taken away from a TD that runs
+
+
+def punch_hole(built: Assembly) -> None:
+    built.memfds[-1].punch_hole()
+
+
+def share_and_take_back(built: Assembly) -> None:
+    share(built)
+    share(built, private=True)
+
+
+def delete_and_add_slot(built: Assembly) -> None:
+    slot = built.placed[-1].slot
+    built.td.set_slot(MemorySlot(slot.slot, slot.gpa, 0))
+    built.td.set_slot(slot)
+
+
+TAKEN_AWAY = pytest.mark.parametrize(
+    "take_away",
+    [
+        pytest.param(punch_hole, id="punch-hole"),
+        pytest.param(share_and_take_back, id="shared-and-back"),
+        pytest.param(delete_and_add_slot, id="slot-deleted-and-added"),
+    ],
+)
+
+
+@TAKEN_AWAY
+def test_memory_that_was_taken_away_has_to_be_accepted_again_and_is_zero(
+    take_away: Callable[[Assembly], None], launch: Launch
+) -> None:
+    built = launch("accept", regions=ONE_PAGE)
+    vcpu = built.vcpus[0]
+    assert talk.told(vcpu, 4) == [ACCEPTED, 0, ALREADY_ACCEPTED, 1]
+    take_away(built)
+    assert talk.told(vcpu, 4) == [ACCEPTED, 0, ALREADY_ACCEPTED, 3]
+
+
+@TAKEN_AWAY
+def test_initial_memory_that_was_taken_away_comes_back_zero(
+    take_away: Callable[[Assembly], None], launch: Launch
+) -> None:
+    built = launch("accept", regions=[Region(BASE, PAGE_SIZE, b"initial")])
+    vcpu = built.vcpus[0]
+    assert talk.told(vcpu, 2) == [ALREADY_ACCEPTED, word(b"initial")]
+    take_away(built)
+    assert talk.told(vcpu, 2) == [ACCEPTED, 0]
+
+
+@pytest.mark.tdx_needs("ground-truth")
+@TAKEN_AWAY
+def test_memory_that_was_taken_away_is_no_longer_the_modules(
+    take_away: Callable[[Assembly], None], launch: Launch, truth: Truth
+) -> None:
+    built = launch("accept", regions=ONE_PAGE)
+    (td,) = truth.tds()
+    before = truth.snapshot().pages_of(td.tdr)["reg"]
+    talk.told(built.vcpus[0], 2)
+    assert truth.snapshot().pages_of(td.tdr)["reg"] == before + 1
+    take_away(built)
+    assert truth.snapshot().pages_of(td.tdr)["reg"] == before
+
+
+def test_memory_is_taken_away_while_the_guest_uses_it(launch: Launch) -> None:
+    """Each round the guest accepts its page, which is new, or was accepted and holds the last round's number."""
+    built = launch("accept", regions=ONE_PAGE)
+    vcpu = built.vcpus[0]
+    job = built.worker.start(vcpu.run_port_call(talk.VALUE, 200))
+    holes = 0
+    while not job.done():
+        punch_hole(built)
+        holes += 1
+    told = [talk.value_of(found) for found in job.result()]
+    rounds = list(zip(told[::2], told[1::2], strict=True))
+    assert len(rounds) == 100
+    for number, (status, found) in enumerate(rounds):
+        assert (status, found) in ((ACCEPTED, 0), (ALREADY_ACCEPTED, number))
+    assert 1 < sum(status == ACCEPTED for status, _ in rounds) <= holes + 1
+
+
+def test_td_whose_code_is_taken_away_ends(launch: Launch, contract: Contract) -> None:
+    """The next instruction is fetched from a page that nobody has accepted."""
+    built = launch("count", regions=ONE_PAGE)
+    talk.told(built.vcpus[0], 2)
+    built.memfds[0].punch_hole()
+    with refused(contract, Refusal.RUN_PENDING_PAGE):
+        built.vcpus[0].run()
+
+
+def test_closing_a_guest_memfd_takes_its_memory_away(launch: Launch) -> None:
+    built = launch("accept", regions=ONE_PAGE)
+    vcpu = built.vcpus[0]
+    talk.told(vcpu, 2)
+    built.memfds[-1].close()
+    found = vcpu.run()
+    assert isinstance(found, MemoryFaultExit)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDVMCALLs: which KVM answers alone and how, and which it hands to user space (GHCI 1.5)."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.kvm import abi
+from fixtures.kvm.abi import PAGE_SIZE, Cap, TdVmCall
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.exits import Exit, FatalErrorExit, IoExit, MapGpaExit, MmioExit, TdVmCallExit
+from fixtures.kvm.mailbox import Mailbox, Registers
+from fixtures.kvm.refusals import refused
+
+SUCCESS = 0
+RETRY = 1
+INVALID_OPERAND = 1 << 63
+ALIGN_ERROR = 1 << 63 | 2
+SUBFUNC_UNSUPPORTED = 1 << 63 | 3
+
+CPUID, HLT, IO, RDMSR, WRMSR, MMIO = 10, 12, 30, 31, 32, 48
+OUT, IN = 1, 0
+PORT = 0x510
+SHARED = 1 << 47
+AREA = 0x40000000
+TWO_MIB = 1 << 21
+KVM_HC_UNKNOWN = 77
+KVM_ENOSYS = 1000
+APIC_BASE, APIC_TDCR, LSTAR = 0x1B, 0x83E, 0xC0000082
+BSP_X2APIC_ENABLED = 0xFEE00000 | 1 << 8 | 1 << 10 | 1 << 11
+
+
+@pytest.fixture
+def mailbox(launch: Launch) -> Mailbox:
+    """A guest that makes the TDVMCALLs that it is asked for."""
+    return Mailbox(launch("vmcall"))
+
+
+# what KVM answers alone
+
+
+REFUSED: dict[str, tuple[Registers, int]] = {
+    "unknown-leaf": (Registers(r11=0x12345), SUBFUNC_UNSUPPORTED),
+    "io-of-3-bytes": (Registers(r11=IO, r12=3, r13=OUT, r14=PORT), INVALID_OPERAND),
+    "io-of-8-bytes": (Registers(r11=IO, r12=8, r13=OUT, r14=PORT), INVALID_OPERAND),
+    "io-in-no-direction": (Registers(r11=IO, r12=1, r13=2, r14=PORT), INVALID_OPERAND),
+    "mmio-of-3-bytes": (Registers(r11=MMIO, r12=3, r13=OUT, r14=SHARED | AREA), INVALID_OPERAND),
+    "mmio-in-no-direction": (Registers(r11=MMIO, r12=4, r13=2, r14=SHARED | AREA), INVALID_OPERAND),
+    "mmio-in-private-memory": (Registers(r11=MMIO, r12=4, r13=OUT, r14=AREA), INVALID_OPERAND),
+    "rdmsr-of-a-register-that-is-the-guests": (Registers(r11=RDMSR, r12=LSTAR), INVALID_OPERAND),
+    "rdmsr-of-an-unknown-register": (Registers(r11=RDMSR, r12=0x40000000), INVALID_OPERAND),
+    "wrmsr-of-a-register-to-be-read-only": (Registers(r11=WRMSR, r12=APIC_BASE), INVALID_OPERAND),
+    "map-gpa-not-at-a-page": (Registers(r11=TdVmCall.MAP_GPA, r12=AREA + 8, r13=PAGE_SIZE), ALIGN_ERROR),
+    "map-gpa-of-half-a-page": (Registers(r11=TdVmCall.MAP_GPA, r12=AREA, r13=PAGE_SIZE // 2), ALIGN_ERROR),
+    "map-gpa-of-nothing": (Registers(r11=TdVmCall.MAP_GPA, r12=AREA), INVALID_OPERAND),
+    "map-gpa-across-the-shared-bit": (
+        Registers(r11=TdVmCall.MAP_GPA, r12=SHARED - PAGE_SIZE, r13=2 * PAGE_SIZE),
+        INVALID_OPERAND,
+    ),
+    "map-gpa-that-overflows": (Registers(r11=TdVmCall.MAP_GPA, r12=AREA, r13=-PAGE_SIZE), INVALID_OPERAND),
+    "call-info-of-an-unknown-leaf": (Registers(r11=TdVmCall.GET_TD_VM_CALL_INFO, r12=2), INVALID_OPERAND),
+    "quote-into-private-memory": (
+        Registers(r11=TdVmCall.GET_QUOTE, r12=AREA, r13=PAGE_SIZE),
+        INVALID_OPERAND,
+    ),
+    "notification-by-an-exceptions-vector": (
+        Registers(r11=TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT, r12=31),
+        INVALID_OPERAND,
+    ),
+    "notification-by-vector-256": (
+        Registers(r11=TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT, r12=256),
+        INVALID_OPERAND,
+    ),
+    "unknown-hypercall-of-kvm": (Registers(r10=KVM_HC_UNKNOWN), (1 << 64) - KVM_ENOSYS),
+}
+
+
+@pytest.mark.parametrize(
+    ("registers", "status"), [pytest.param(*row, id=name) for name, row in REFUSED.items()]
+)
+def test_refused_with(registers: Registers, status: int, mailbox: Mailbox) -> None:
+    assert mailbox.call(registers).r10 == status
+    assert mailbox.rax == 0
+
+
+def test_cpuid_of_kvms_own_leaf(mailbox: Mailbox) -> None:
+    found = mailbox.call(Registers(r11=CPUID, r12=0x40000000))
+    signature = b"".join(value.to_bytes(4, "little") for value in (found.r13, found.r14, found.r15))
+    assert (found.r10, signature) == (SUCCESS, b"KVMKVMKVM\0\0\0")
+
+
+def test_rdmsr_of_the_apic_base(mailbox: Mailbox) -> None:
+    found = mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE))
+    assert (found.r10, found.r11) == (SUCCESS, BSP_X2APIC_ENABLED)
+
+
+def test_msr_that_was_written_can_be_read(mailbox: Mailbox) -> None:
+    written = mailbox.call(Registers(r11=WRMSR, r12=APIC_TDCR, r13=0xB))
+    read = mailbox.call(Registers(r11=RDMSR, r12=APIC_TDCR))
+    assert (written.r10, read.r10, read.r11) == (SUCCESS, SUCCESS, 0xB)
+
+
+def test_call_info_says_that_the_base_calls_are_there(mailbox: Mailbox) -> None:
+    asked = Registers(r11=TdVmCall.GET_TD_VM_CALL_INFO, r12=0, r13=1, r14=2)
+    found = mailbox.call(asked)
+    assert (found.r10, found.r11, found.r12, found.r13, found.r14) == (SUCCESS, 0, 0, 0, 0)
+
+
+def test_registers_that_no_answer_is_in_come_back_as_they_were(mailbox: Mailbox) -> None:
+    asked = Registers(r11=0x12345, r12=12, r13=13, r14=14, r15=15, rbx=3, rdi=7, rsi=6, r8=8, r9=9, rdx=2)
+    assert mailbox.call(asked) == replace(asked, r10=SUBFUNC_UNSUPPORTED)
+
+
+# ports and MMIO
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_write_to_a_port_reaches_user_space(size: int, mailbox: Mailbox) -> None:
+    found = mailbox.begin(Registers(r11=IO, r12=size, r13=OUT, r14=PORT, r15=0x1122334455667788))
+    assert isinstance(found, IoExit)
+    data = (0x1122334455667788).to_bytes(8, "little")[:size]
+    assert (found.port, found.write, found.size, found.data) == (PORT, True, size, data)
+    assert mailbox.result().r10 == SUCCESS
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_read_of_a_port_gets_what_user_space_gives(size: int, mailbox: Mailbox) -> None:
+    found = mailbox.begin(Registers(r11=IO, r12=size, r13=IN, r14=PORT))
+    assert isinstance(found, IoExit)
+    assert (found.port, found.write, found.size) == (PORT, False, size)
+    mailbox.vcpu.answer(found, data=b"\x81\x82\x83\x84"[:size])
+    result = mailbox.result()
+    assert (result.r10, result.r11) == (SUCCESS, 0x84838281 & (1 << 8 * size) - 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_write_to_mmio_reaches_user_space_without_the_shared_bit(size: int, mailbox: Mailbox) -> None:
+    found = mailbox.begin(Registers(r11=MMIO, r12=size, r13=OUT, r14=SHARED | AREA, r15=0x1122334455667788))
+    assert isinstance(found, MmioExit)
+    data = (0x1122334455667788).to_bytes(8, "little")[:size]
+    assert (found.gpa, found.write, found.data) == (AREA, True, data)
+    assert mailbox.result().r10 == SUCCESS
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_read_of_mmio_gets_what_user_space_gives(size: int, mailbox: Mailbox) -> None:
+    found = mailbox.begin(Registers(r11=MMIO, r12=size, r13=IN, r14=SHARED | AREA))
+    assert isinstance(found, MmioExit)
+    assert (found.gpa, found.write, len(found.data)) == (AREA, False, size)
+    mailbox.vcpu.answer(found, data=bytes(range(0x81, 0x81 + size)))
+    result = mailbox.result()
+    assert result.r10 == SUCCESS
+    assert result.r11.to_bytes(8, "little")[:size] == bytes(range(0x81, 0x81 + size))
+
+
+# MapGPA
+
+
+def map_gpa(mailbox: Mailbox, gpa: int, size: int) -> MapGpaExit:
+    return map_gpa_exit(mailbox.begin(Registers(r11=TdVmCall.MAP_GPA, r12=gpa, r13=size)))
+
+
+def map_gpa_exit(found: Exit) -> MapGpaExit:
+    assert isinstance(found, MapGpaExit)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("bit", "private"), [pytest.param(SHARED, False, id="to-shared"), pytest.param(0, True, id="to-private")]
+)
+def test_map_gpa_asks_user_space(bit: int, private: bool, mailbox: Mailbox) -> None:
+    found = map_gpa(mailbox, bit | AREA, 3 * PAGE_SIZE)
+    assert (found.gpa, found.size, found.private) == (AREA, 3 * PAGE_SIZE, private)
+    assert mailbox.result().r10 == SUCCESS
+
+
+def test_map_gpa_of_much_is_asked_in_parts_of_2_mib(mailbox: Mailbox) -> None:
+    parts = [map_gpa(mailbox, AREA, 2 * TWO_MIB + PAGE_SIZE)]
+    parts += [map_gpa_exit(mailbox.vcpu.run()) for _ in range(2)]
+    assert [(part.gpa - AREA, part.size) for part in parts] == [
+        (0, TWO_MIB),
+        (TWO_MIB, TWO_MIB),
+        (2 * TWO_MIB, PAGE_SIZE),
+    ]
+    assert mailbox.result().r10 == SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        pytest.param(errno.EAGAIN, RETRY, id="try-again"),
+        pytest.param(errno.EINVAL, INVALID_OPERAND, id="invalid"),
+    ],
+)
+def test_map_gpa_that_user_space_refuses_tells_the_guest_how_far_it_came(
+    answer: int, status: int, mailbox: Mailbox
+) -> None:
+    map_gpa(mailbox, SHARED | AREA, 2 * TWO_MIB)
+    second = map_gpa_exit(mailbox.vcpu.run())
+    mailbox.vcpu.answer(second, ret=answer)
+    result = mailbox.result()
+    assert (result.r10, result.r11) == (status, SHARED | AREA + TWO_MIB)
+
+
+def test_map_gpa_with_another_answer_ends_kvm_run(mailbox: Mailbox, contract: Contract) -> None:
+    found = map_gpa(mailbox, AREA, PAGE_SIZE)
+    mailbox.vcpu.answer(found, ret=errno.ENOMEM)
+    with refused(contract, Refusal.RUN_MAP_GPA_ANSWER):
+        mailbox.vcpu.run()
+
+
+def test_map_gpa_is_unsupported_while_user_space_does_not_want_it(launch: Launch) -> None:
+    built = launch("vmcall")
+    built.td.enable_cap(Cap.EXIT_HYPERCALL, 0)
+    found = Mailbox(built).call(Registers(r11=TdVmCall.MAP_GPA, r12=AREA, r13=PAGE_SIZE))
+    assert found.r10 == SUBFUNC_UNSUPPORTED
+
+
+# what is left to user space
+
+
+HANDED_ON: dict[str, tuple[Registers, tuple[int, ...]]] = {
+    "call-info": (Registers(r11=TdVmCall.GET_TD_VM_CALL_INFO, r12=1), (1, 0, 0, 0, 0)),
+    "quote": (Registers(r11=TdVmCall.GET_QUOTE, r12=SHARED | AREA, r13=PAGE_SIZE), (AREA, PAGE_SIZE)),
+    "notification": (Registers(r11=TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT, r12=0x51), (0x51,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("registers", "data"), [pytest.param(*row, id=name) for name, row in HANDED_ON.items()]
+)
+def test_handed_to_user_space(registers: Registers, data: tuple[int, ...], mailbox: Mailbox) -> None:
+    found = mailbox.begin(registers)
+    assert isinstance(found, TdVmCallExit)
+    assert found.number == registers.r11
+    assert found.data[: len(data)] == data
+    mailbox.vcpu.answer(found, ret=INVALID_OPERAND)
+    assert mailbox.result().r10 == INVALID_OPERAND
+
+
+@pytest.mark.parametrize("name", ["quote", "notification"])
+def test_unsupported_when_user_space_says_nothing(name: str, mailbox: Mailbox) -> None:
+    assert isinstance(mailbox.begin(HANDED_ON[name][0]), TdVmCallExit)
+    assert mailbox.result().r10 == SUBFUNC_UNSUPPORTED
+
+
+def test_call_info_is_what_user_space_says(mailbox: Mailbox) -> None:
+    found = mailbox.begin(HANDED_ON["call-info"][0])
+    told = (0x11, 0x12, 0x13, 0x14)
+    # After the leaf, which comes first in the data.
+    answer = b"".join(value.to_bytes(8, "little") for value in (1, *told))
+    mailbox.vcpu.answer(found, ret=SUCCESS, data=answer)
+    result = mailbox.result()
+    assert (result.r10, result.r11, result.r12, result.r13, result.r14) == (SUCCESS, *told)
+
+
+def test_fatal_error_comes_with_all_registers(mailbox: Mailbox) -> None:
+    leaf, code = TdVmCall.REPORT_FATAL_ERROR, 1 << 63 | 1
+    others = Registers(r14=0x14, r15=0x15, rbx=3, rdi=7, rsi=6, r8=8, r9=9, rdx=2)
+    found = mailbox.begin(replace(others, r11=leaf, r12=code, r13=AREA))
+    assert isinstance(found, FatalErrorExit)
+    assert (found.kind, found.code, found.gpa) == (abi.KVM_SYSTEM_EVENT_TDX_FATAL, code, AREA)
+    # RDX and RBX; 0 for RSP and RBP, which cannot pass; RSI and RDI; R8 to R15.
+    assert found.data[2:] == (2, 3, 0, 0, 6, 7, 8, 9, 0, leaf, code, AREA, 0x14, 0x15)

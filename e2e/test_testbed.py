@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the other tests lean on: kernel and TDX module tell the same story, and the host is what it says."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+
+from fixtures import cgroup
+from fixtures.deadline import Deadline
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.host.nested import NestedHost
+from fixtures.host.ssh import SshConnection, SshError
+from fixtures.kvm import abi, calls, crowd, stages
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.stages import Assembly, Stage
+from fixtures.kvm.truth import Injection, KeyState, Truth
+from fixtures.kvm.worker import Worker
+
+KEYID_RANGE = re.compile(r"virt/tdx: BIOS enabled: private KeyID range \[(\d+), (\d+)\)")
+
+tells = pytest.mark.tdx_needs("ground-truth")
+
+# the host
+
+
+def test_kvm_offers_tds(kvm: Kvm) -> None:
+    assert kvm.check_extension(abi.Cap.VM_TYPES) & 1 << abi.VmType.TDX
+
+
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_capacity_is_what_the_firmware_left_for_tds(tdx_host: TdxHost) -> None:
+    """The KeyIDs that the kernel found, one of which is the TDX module's own."""
+    found = [KEYID_RANGE.search(record.text) for record in tdx_host.agent.kmsg()]
+    ranges = [(int(one[1]), int(one[2])) for one in found if one is not None]
+    if not ranges:
+        pytest.skip("the kernel's log no longer goes back to its boot; reboot the host")
+    start, end = ranges[0]
+    assert tdx_host.facts.hkid_capacity == end - start - 1
+
+
+def test_host_has_the_shape_that_it_says(tdx_host: TdxHost) -> None:
+    assert tdx_host.facts.present_cpus == tdx_host.shape.cpus
+    assert tdx_host.facts.packages == tdx_host.shape.sockets
+
+
+# the TDX module's own view
+
+
+@tells
+def test_module_has_the_size_that_was_asked_for(tdx_host: TdxHost) -> None:
+    module = Truth(tdx_host.agent).module()
+    assert module.ready
+    assert (module.keyids, module.max_vcpus_per_td) == (tdx_host.shape.keyids, tdx_host.shape.max_vcpus)
+    assert module.pool == tdx_host.facts.hkid_capacity
+    assert module.packages.bit_count() == tdx_host.facts.packages
+
+
+@tells
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_module_and_kernel_count_the_same_hkids(tdx_host: TdxHost, kvm: Kvm) -> None:
+    def counts() -> tuple[int, int]:
+        charged = tdx_host.agent.read_text(f"{cgroup.ROOT}/misc.current")
+        return cgroup.parse(charged, cgroup.RESOURCE), Truth(tdx_host.agent).snapshot().hkids_in_use
+
+    assert counts() == (0, 0)
+    tds = crowd.initialized(kvm, 3)
+    assert counts() == (3, 3)
+    tds[0].close()
+    assert counts() == (2, 2)
+
+
+@tells
+@pytest.mark.parametrize(
+    ("stage", "op", "vcpus"),
+    [
+        pytest.param(Stage.INITIALIZED, "initialized", 0, id="initialized"),
+        pytest.param(Stage.WITH_VCPUS, "initialized", 1, id="with-vcpus"),
+        pytest.param(Stage.FINALIZED, "runnable", 1, id="finalized"),
+    ],
+)
+def test_module_knows_how_far_a_td_has_come(
+    stage: Stage, op: str, vcpus: int, tdx_host: TdxHost, owner: Worker
+) -> None:
+    with stages.at(stage, owner) as built:
+        module = Truth(tdx_host.agent).snapshot()
+        (td,) = module.tds
+        (key,) = [key for key in module.keys if key.tdr is not None]
+        assert (td.op, td.vcpus, len(module.vcpus)) == (op, vcpus, vcpus)
+        assert td.attributes == built.td.default_params().attributes
+        assert td.max_vcpus == built.td.check_extension(abi.Cap.MAX_VCPUS)
+        assert (key.state, key.hkid, key.tdr) == (KeyState.CONFIGURED, td.hkid, td.tdr)
+        assert td.children == sum(module.pages_of(td.tdr).values())
+
+
+@tells
+def test_module_owns_nothing_without_a_td(tdx_host: TdxHost, td_finalized: Assembly) -> None:
+    td_finalized.close()
+    module = Truth(tdx_host.agent).snapshot()
+    assert (module.tds, module.vcpus) == ((), ())
+    assert not [pages for pages in module.pages if pages.tdr is not None]
+
+
+@tells
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_module_tells_the_life_of_an_hkid(tdx_host: TdxHost, kvm: Kvm) -> None:
+    module = Truth(tdx_host.agent)
+    seen = max((event.seq for event in module.history()), default=-1)
+    (td,) = crowd.initialized(kvm, 1)
+    td.close()
+    life = module.history(seen)
+    configured = ["configure"] * tdx_host.facts.packages
+    assert [event.event for event in life] == ["assign", *configured, "flush", "free"]
+    assert len({(event.hkid, event.tdr) for event in life}) == 1
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_armed_fault_is_shown_and_gone_after_its_block(tdx_host: TdxHost) -> None:
+    module = Truth(tdx_host.agent)
+    fault = Injection("TDH.MNG.CREATE", nth=2, count=3)
+    with module.injecting(fault):
+        assert module.armed() == (fault,)
+    assert module.armed() == ()
+
+
+# ways in
+
+
+@pytest.mark.tdx_needs("snapshot")
+def test_ssh_lets_the_runs_key_in(tdx_host: TdxHost) -> None:
+    assert isinstance(tdx_host, NestedHost)
+    connection = tdx_host.ssh()
+    try:
+        done = connection.run("cat /proc/sys/kernel/random/boot_id", Deadline(20, "a command over SSH"))
+    finally:
+        connection.close()
+    assert (done.returncode, done.stdout.strip()) == (0, tdx_host.facts.boot_id)
+
+
+@pytest.mark.tdx_needs("snapshot")
+def test_ssh_is_not_used_with_another_host_key(tdx_host: TdxHost) -> None:
+    assert isinstance(tdx_host, NestedHost)
+    tdx_host.ssh().close()  # From here on the server is known to be up.
+    ours = tdx_host.ssh_testbed()
+    kind, key = ours.hostkey.split()[:2]
+    strange = msgspec.structs.replace(ours, hostkey=f"{kind} {key[:-6]}{key[-6:].swapcase()}")
+    with pytest.raises(SshError, match="another host key"):
+        SshConnection(strange, Deadline(20, "an SSH connection"))
+
+
+@pytest.mark.tdx_needs("snapshot", "misc-cgroup")
+def test_restored_host_is_the_host_before(tdx_host: TdxHost) -> None:
+    with tdx_host.agent.spawn() as owner:
+        crowd.initialized(Kvm.open(owner), 1)
+        tdx_host.agent.write_file("/run/left-behind", "1", create=True)
+        tdx_host.restore()
+    assert not tdx_host.agent.exists("/run/left-behind")
+    assert Hkids(tdx_host).in_use == 0
+    boot_id = tdx_host.agent.call(calls.read_file("/proc/sys/kernel/random/boot_id")).decode().strip()
+    assert boot_id == tdx_host.facts.boot_id
