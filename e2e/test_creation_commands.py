@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from e2e.launch import Launch
 from fixtures.host.base import TdxHost
 from fixtures.kvm import abi, calls, cpuid, stages
-from fixtures.kvm.abi import TdxCmdId
+from fixtures.kvm.abi import Cap, TdxCmdId
 from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.handle import Memory, nothing_of
@@ -139,13 +140,17 @@ def test_vcpu_command_of_another_process_is_refused(
             other.call(tdx_call(copy.fd, command, decode=nothing_of))
 
 
-def test_every_command_is_refused_on_a_dead_vm(dead: Assembly, contract: Contract) -> None:
-    for command in OF_VM:
+def test_everything_is_refused_on_a_dead_vm(dead: Assembly, contract: Contract) -> None:
+    requests: list[Callable[[], object]] = [
+        *(partial(dead.td.tdx, command) for command in OF_VM),
+        *(partial(dead.vcpus[0].tdx, command) for command in OF_VCPU),
+        partial(dead.td.create_vcpu, 1),
+        partial(dead.td.check_extension, Cap.MAX_VCPUS),
+        dead.vcpus[0].run,
+    ]
+    for request in requests:
         with refused(contract, Refusal.VM_DEAD):
-            dead.td.tdx(command)
-    for command in OF_VCPU:
-        with refused(contract, Refusal.VM_DEAD):
-            dead.vcpus[0].tdx(command)
+            request()
 
 
 @pytest.fixture

@@ -131,6 +131,13 @@ def test_finalized_td_takes_none(bench: Bench, contract: Contract) -> None:
         bench.add()
 
 
+def test_memory_cannot_be_mapped_ahead_before_finalize(bench: Bench, contract: Contract) -> None:
+    with refused(contract, Refusal.PRE_FAULT_TOO_EARLY):
+        bench.vcpu.pre_fault(BASE, PAGE_SIZE)
+    bench.built.finalize()
+    assert bench.vcpu.pre_fault(BASE, PAGE_SIZE) == 0
+
+
 # regions of several pages
 
 

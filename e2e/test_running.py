@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from e2e.launch import Launch
-from fixtures.errors import KernelSplat
-from fixtures.kvm import stages, talk
-from fixtures.kvm.abi import Cap
-from fixtures.kvm.exits import FatalErrorExit, InternalErrorExit, IoExit, ShutdownExit
+from fixtures.host.base import TdxHost
+from fixtures.kvm import abi, calls, stages, talk
+from fixtures.kvm.abi import PAGE_SIZE, Cap
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.exits import FatalErrorExit, IoExit, ShutdownExit
+from fixtures.kvm.refusals import refused
 from fixtures.kvm.talk import TEXT, VALUE
 from fixtures.kvm.truth import Truth
+from fixtures.kvm.vcpu import Vcpu
 
+CPU1_ONLINE = "/sys/devices/system/cpu/cpu1/online"
 COMMON = 1 << 31
 EXIT_REASONS = {"hlt": 12, "in": 30, "rdmsr": 31, "cpuid": 10}
 GOOD = 0x600D
@@ -83,6 +89,46 @@ def test_vcpu_may_run_in_another_thread_each_time(launch: Launch) -> None:
     assert told == [1, COMMON | 1, 2, COMMON | 2, 3, COMMON | 3]
 
 
+# on several CPUs
+
+
+def pin(vcpu: Vcpu, cpu: int) -> None:
+    """Have the vCPU's KVM_RUN take place on one CPU from now on."""
+    assert vcpu.worker.call(calls.affinity([cpu])) == [cpu]
+
+
+def test_vcpu_goes_from_cpu_to_cpu(launch: Launch) -> None:
+    vcpu = launch("count").vcpus[0]
+    told = []
+    for cpu in (0, 1, 0, 1):
+        pin(vcpu, cpu)
+        told += talk.told(vcpu, 2)
+    assert told[::2] == [1, 2, 3, 4]
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_associates_a_vcpu_with_the_cpu_that_runs_it(launch: Launch, truth: Truth) -> None:
+    vcpu = launch("count").vcpus[0]
+    for cpu in (1, 0, 1):
+        pin(vcpu, cpu)
+        vcpu.run()
+        assert [known.cpu for known in truth.vcpus()] == [cpu]
+
+
+@pytest.mark.tdx_needs("cpu-hotplug")
+def test_vcpu_goes_on_elsewhere_when_its_cpu_goes_offline(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack
+) -> None:
+    vcpu = launch("count").vcpus[0]
+    pin(vcpu, 1)
+    told = talk.told(vcpu, 2)
+    pin(vcpu, 0)
+    tdx_host.agent.write_file(CPU1_ONLINE, "0")
+    tdx_cleanup.callback(tdx_host.agent.write_file, CPU1_ONLINE, "1")
+    told += talk.told(vcpu, 2)
+    assert told[::2] == [1, 2]
+
+
 # what the guest is told
 
 CALLS = ("gpaw", "vcpus", "max_vcpus", "index", "rcx", "attributes_high", "attributes_low")
@@ -113,6 +159,39 @@ def test_instructions_that_the_module_does_not_execute_come_back_as_ve(launch: L
     assert told == [*EXIT_REASONS.values(), GOOD]
 
 
+# whose its state is
+
+GET, SET = 2, 1
+STATE = {
+    "KVM_GET_REGS": abi.ioc(GET, abi.KVMIO, 0x81, 144),
+    "KVM_SET_REGS": abi.ioc(SET, abi.KVMIO, 0x82, 144),
+    "KVM_GET_SREGS": abi.ioc(GET, abi.KVMIO, 0x83, 312),
+    "KVM_SET_SREGS": abi.ioc(SET, abi.KVMIO, 0x84, 312),
+    "KVM_GET_SREGS2": abi.ioc(GET, abi.KVMIO, 0xCC, 320),
+    "KVM_SET_SREGS2": abi.ioc(SET, abi.KVMIO, 0xCD, 320),
+    "KVM_GET_FPU": abi.ioc(GET, abi.KVMIO, 0x8C, 416),
+    "KVM_SET_FPU": abi.ioc(SET, abi.KVMIO, 0x8D, 416),
+    "KVM_GET_LAPIC": abi.ioc(GET, abi.KVMIO, 0x8E, 1024),
+    "KVM_SET_LAPIC": abi.ioc(SET, abi.KVMIO, 0x8F, 1024),
+    "KVM_SET_GUEST_DEBUG": abi.ioc(SET, abi.KVMIO, 0x9B, 72),
+    "KVM_GET_DEBUGREGS": abi.ioc(GET, abi.KVMIO, 0xA1, 128),
+    "KVM_SET_DEBUGREGS": abi.ioc(SET, abi.KVMIO, 0xA2, 128),
+    "KVM_GET_XSAVE": abi.ioc(GET, abi.KVMIO, 0xA4, 4096),
+    "KVM_SET_XSAVE": abi.ioc(SET, abi.KVMIO, 0xA5, 4096),
+    "KVM_GET_XCRS": abi.ioc(GET, abi.KVMIO, 0xA6, 392),
+    "KVM_SET_XCRS": abi.ioc(SET, abi.KVMIO, 0xA7, 392),
+}
+
+
+def test_user_space_can_neither_see_nor_change_registers(launch: Launch, contract: Contract) -> None:
+    (vcpu,) = launch("count").vcpus
+    talk.told(vcpu, 2)
+    for name, request in STATE.items():
+        with refused(contract, Refusal.VCPU_STATE):
+            vcpu.ioctl(name, request, bytes(PAGE_SIZE))
+    assert talk.told(vcpu, 1) == [2]
+
+
 # how it ends
 
 
@@ -124,10 +203,3 @@ def test_fatal_error_leaves_to_user_space_with_the_guests_registers(launch: Laun
 
 def test_triple_fault_is_a_shutdown(launch: Launch) -> None:
     assert isinstance(launch("triple").vcpus[0].run(), ShutdownExit)
-
-
-@pytest.mark.tdx_finding("F7", flavours=("upstream",), raises=(KernelSplat,))
-def test_vcpu_does_not_run_again_after_a_triple_fault(launch: Launch) -> None:
-    vcpu = launch("triple").vcpus[0]
-    vcpu.run()
-    assert isinstance(vcpu.run(), InternalErrorExit)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a running TD ends: whatever stops it, its HKID comes back and the TDX module keeps no page of it."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.deadline import Deadline
+from fixtures.errors import KernelSplat
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import abi, calls, talk
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.calls import SyscallResult
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.exits import Exit, FatalErrorExit, InternalErrorExit, InterruptedExit, ShutdownExit
+from fixtures.kvm.handle import close_all
+from fixtures.kvm.job import Job
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.stages import Assembly, Region
+from fixtures.kvm.vcpu import RunJob, Vcpu
+from fixtures.kvm.worker import Worker
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+Check = Callable[[], None]
+Stats = dict[str, tuple[int, ...]]
+J = TypeVar("J")
+
+
+def once(vcpu: Vcpu, happened: Callable[[Stats, Stats], bool], start: Callable[[], J]) -> J:
+    """Start KVM_RUN and wait until the vCPU's statistics, before and now, say that something happened."""
+    deadline = Deadline(10, "the vCPU to be in the guest")
+    with vcpu.stats_fd() as stats:
+        before = stats.read()
+        job = start()
+        while not happened(before, stats.read()):
+            deadline.check()
+    return job
+
+
+def inside(before: Stats, now: Stats) -> bool:
+    """An interrupt of the host's has made the CPU leave the guest, so that it was inside."""
+    return now["irq_exits"] != before["irq_exits"]
+
+
+def halted(before: Stats, now: Stats) -> bool:
+    """The vCPU sleeps in KVM_RUN."""
+    return now["blocking"] == (1,)
+
+
+def spin(built: Assembly) -> list[RunJob]:
+    """Run all vCPUs of a TD with the payload ``spin`` until each of them is in the guest, where it stays."""
+    jobs = []
+    for vcpu in built.vcpus:
+        talk.told(vcpu, 1)
+        jobs.append(once(vcpu, inside, vcpu.start))
+    assert not any(job.done() for job in jobs)
+    return jobs
+
+
+# by its owner's death
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_sigkill_of_the_owner_ends_a_guest_that_asks_nothing(
+    vcpus: int, owner: Worker, assert_gone: Check, launch: Launch
+) -> None:
+    spin(launch("spin", vcpus=vcpus))
+    owner.kill()
+    assert owner.wait() == -signal.SIGKILL
+    assert_gone()
+
+
+def test_sigkill_of_the_owner_ends_a_guest_that_halts(
+    owner: Worker, assert_gone: Check, launch: Launch
+) -> None:
+    (vcpu,) = launch("interrupt").vcpus
+    talk.told(vcpu, 2)
+    once(vcpu, halted, vcpu.start)
+    owner.kill()
+    assert owner.wait() == -signal.SIGKILL
+    assert_gone()
+
+
+def test_sigkill_of_the_owner_between_two_runs(owner: Worker, assert_gone: Check, launch: Launch) -> None:
+    talk.told(launch("accept", regions=[Region(0x100000, PAGE_SIZE)]).vcpus[0], 2)
+    owner.kill()
+    assert owner.wait() == -signal.SIGKILL
+    assert_gone()
+
+
+def test_td_of_another_process_goes_on(tdx_host: TdxHost, owner: Worker, launch: Launch) -> None:
+    (other,) = launch("count", owner=tdx_host.agent.spawn()).vcpus
+    assert talk.told(other, 2)[0] == 1
+    spin(launch("spin"))
+    owner.kill()
+    owner.wait()
+    assert talk.told(other, 2)[0] == 2
+
+
+# by a signal
+
+
+def test_signal_interrupts_kvm_run_and_the_guest_goes_on_afterwards(launch: Launch) -> None:
+    built = launch("spin")
+    (vcpu,) = built.vcpus
+    (job,) = spin(built)
+    for _ in range(3):
+        assert isinstance(job.stop(), InterruptedExit)
+        job = once(vcpu, inside, vcpu.start)
+
+
+def test_immediate_exit_keeps_kvm_run_from_entering(launch: Launch) -> None:
+    (vcpu,) = launch("count").vcpus
+    talk.told(vcpu, 2)
+    page = vcpu.run_page()
+    page.write(abi.Run.immediate_exit.offset, b"\1")
+    assert isinstance(vcpu.run(), InterruptedExit)
+    page.write(abi.Run.immediate_exit.offset, b"\0")
+    assert talk.told(vcpu, 1) == [2]
+
+
+# by closing its fds
+
+
+def run(vcpu: Vcpu, happened: Callable[[Stats, Stats], bool]) -> Job[SyscallResult]:
+    """KVM_RUN in a thread that does not look at ``kvm_run`` afterwards, which may be unmapped by then."""
+    return once(vcpu, happened, lambda: vcpu.worker.start(calls.ioctl(vcpu.fd, abi.KVM_RUN)))
+
+
+def interrupt(job: Job[SyscallResult]) -> int:
+    """Send signals until KVM_RUN comes back; gives its errno."""
+    while not job.done():
+        job.interrupt()
+    return job.result().errno
+
+
+def test_kvm_run_under_way_keeps_a_td_whose_fds_are_closed(
+    hkids: Hkids, assert_gone: Check, launch: Launch
+) -> None:
+    built = launch("interrupt")
+    (vcpu,) = built.vcpus
+    talk.told(vcpu, 2)
+    job = run(vcpu, halted)
+    built.close()
+    assert hkids.taken == 1
+    assert interrupt(job) == errno.EINTR
+    assert_gone()
+
+
+def test_guest_runs_on_when_the_fds_of_its_vm_and_vcpu_are_closed(
+    hkids: Hkids, assert_gone: Check, launch: Launch
+) -> None:
+    built = launch("spin")
+    (vcpu,) = built.vcpus
+    talk.told(vcpu, 1)
+    job = run(vcpu, inside)
+    close_all(vcpu, built.td)
+    assert hkids.taken == 1
+    assert not job.done()
+    assert interrupt(job) == errno.EINTR
+    assert hkids.taken == 1
+    built.close()
+    assert_gone()
+
+
+def test_guest_ends_when_its_memory_is_closed(hkids: Hkids, assert_gone: Check, launch: Launch) -> None:
+    """The guest_memfd's fd is what holds private memory; the memory slot does not."""
+    built = launch("spin")
+    (vcpu,) = built.vcpus
+    talk.told(vcpu, 1)
+    job = run(vcpu, inside)
+    built.close()
+    assert job.result().errno == errno.EFAULT
+    assert_gone()
+
+
+# by what the guest does
+
+ENDS: dict[str, tuple[str, type[Exit]]] = {
+    "fatal-error": ("fatal", FatalErrorExit),
+    "triple-fault": ("triple", ShutdownExit),
+}
+
+
+@pytest.mark.parametrize(("payload", "kind"), [pytest.param(*row, id=name) for name, row in ENDS.items()])
+def test_guest_that_ended_leaves_nothing_behind(
+    payload: str, kind: type[Exit], assert_gone: Check, launch: Launch
+) -> None:
+    built = launch(payload)
+    assert isinstance(built.vcpus[0].run(), kind)
+    built.close()
+    assert_gone()
+
+
+def test_vm_that_died_leaves_nothing_behind(assert_gone: Check, launch: Launch, contract: Contract) -> None:
+    built = launch("pending", regions=[Region(0x100000, PAGE_SIZE)])
+    talk.told(built.vcpus[0], 1)
+    with refused(contract, Refusal.RUN_PENDING_PAGE):
+        built.vcpus[0].run()
+    built.close()
+    assert_gone()
+
+
+@pytest.mark.tdx_finding("F7", flavours=("upstream",), raises=(KernelSplat,))
+def test_vcpu_does_not_run_again_after_a_triple_fault(launch: Launch) -> None:
+    (vcpu,) = launch("triple").vcpus
+    vcpu.run()
+    assert isinstance(vcpu.run(), InternalErrorExit)
