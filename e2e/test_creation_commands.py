@@ -14,8 +14,8 @@ from fixtures.kvm import abi, calls, cpuid, stages
 from fixtures.kvm.abi import Cap, TdxCmdId
 from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.handle import Memory, nothing_of
-from fixtures.kvm.refusals import refused
+from fixtures.kvm.handle import Handle, Memory, nothing_of
+from fixtures.kvm.refusals import each_refused, refused
 from fixtures.kvm.stages import Assembly, Region, Stage
 from fixtures.kvm.td import Capabilities
 from fixtures.kvm.tdx_command import Overrides, tdx_call
@@ -31,8 +31,17 @@ TSX_EBX = 1 << 4 | 1 << 11
 WAITPKG_ECX = 1 << 5
 
 
-def of(commands: tuple[TdxCmdId, ...]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("command", [pytest.param(one, id=one.name.lower()) for one in commands])
+Rows = dict[str, tuple[Refusal, Callable[[], object]]]
+
+
+def each(commands: tuple[TdxCmdId, ...], request: Callable[[TdxCmdId], None], refusal: Refusal) -> Rows:
+    """The same refusal for several commands."""
+    return {command.name: (refusal, partial(request, command)) for command in commands}
+
+
+def send(handle: Handle, command: TdxCmdId) -> None:
+    """A command on an fd of any kind."""
+    handle.worker.call(tdx_call(handle.fd, command, decode=nothing_of))
 
 
 # struct kvm_tdx_cmd
@@ -48,20 +57,12 @@ def test_command_at_a_bad_address_is_refused_on_a_vcpu(td_with_vcpus: Assembly, 
         td_with_vcpus.vcpus[0].tdx(TdxCmdId.INIT_VCPU, wrong=NO_STRUCT)
 
 
-@of(OF_VM)
-def test_vm_command_with_hw_error_set_is_refused(
-    command: TdxCmdId, td_created: Assembly, contract: Contract
-) -> None:
-    with refused(contract, Refusal.CMD_HW_ERROR_SET):
-        td_created.td.tdx(command, wrong=Overrides(hw_error=1))
-
-
-@of(OF_VCPU)
-def test_vcpu_command_with_hw_error_set_is_refused(
-    command: TdxCmdId, td_with_vcpus: Assembly, contract: Contract
-) -> None:
-    with refused(contract, Refusal.CMD_HW_ERROR_SET):
-        td_with_vcpus.vcpus[0].tdx(command, wrong=Overrides(hw_error=1 << 63))
+def test_command_with_hw_error_set_is_refused(td_with_vcpus: Assembly, contract: Contract) -> None:
+    wrong = Overrides(hw_error=1 << 63)
+    on_vm = partial(td_with_vcpus.td.tdx, wrong=wrong)
+    on_vcpu = partial(td_with_vcpus.vcpus[0].tdx, wrong=wrong)
+    each_refused(contract, each(OF_VM, on_vm, Refusal.CMD_HW_ERROR_SET))
+    each_refused(contract, each(OF_VCPU, on_vcpu, Refusal.CMD_HW_ERROR_SET))
 
 
 # which fd
@@ -79,78 +80,54 @@ def test_unknown_command_is_refused_on_a_vcpu(td_with_vcpus: Assembly, contract:
             td_with_vcpus.vcpus[0].tdx(TdxCmdId.INIT_VCPU, wrong=Overrides(ident=ident))
 
 
-@of(OF_VCPU)
-def test_vcpu_command_is_refused_on_a_vm(
-    command: TdxCmdId, td_with_vcpus: Assembly, contract: Contract
-) -> None:
-    with refused(contract, Refusal.CMD_UNKNOWN_ON_VM):
-        td_with_vcpus.td.tdx(command)
+def test_command_of_a_vcpu_is_refused_on_a_vm(td_with_vcpus: Assembly, contract: Contract) -> None:
+    each_refused(contract, each(OF_VCPU, td_with_vcpus.td.tdx, Refusal.CMD_UNKNOWN_ON_VM))
 
 
-@of(OF_VM)
-def test_vm_command_is_refused_on_a_vcpu(
-    command: TdxCmdId, td_with_vcpus: Assembly, contract: Contract
-) -> None:
-    with refused(contract, Refusal.CMD_UNKNOWN_ON_VCPU):
-        td_with_vcpus.vcpus[0].tdx(command)
+def test_command_of_a_vm_is_refused_on_a_vcpu(td_with_vcpus: Assembly, contract: Contract) -> None:
+    each_refused(contract, each(OF_VM, td_with_vcpus.vcpus[0].tdx, Refusal.CMD_UNKNOWN_ON_VCPU))
 
 
-@of(OF_VM + OF_VCPU)
-def test_command_is_refused_on_a_plain_vm(command: TdxCmdId, kvm: Kvm, contract: Contract) -> None:
-    with kvm.create_vm() as vm, refused(contract, Refusal.CMD_ON_PLAIN_VM):
-        vm.worker.call(tdx_call(vm.fd, command, decode=nothing_of))
+def test_command_is_refused_on_a_plain_vm(kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_vm() as vm:
+        each_refused(contract, each(OF_VM + OF_VCPU, partial(send, vm), Refusal.CMD_ON_PLAIN_VM))
 
 
-@of(OF_VM + OF_VCPU)
-def test_command_is_refused_on_a_plain_vcpu(command: TdxCmdId, kvm: Kvm, contract: Contract) -> None:
-    with kvm.create_vm() as vm, vm.create_vcpu() as vcpu, refused(contract, Refusal.CMD_ON_PLAIN_VCPU):
-        vcpu.tdx(command)
+def test_command_is_refused_on_a_plain_vcpu(kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_vm() as vm, vm.create_vcpu() as vcpu:
+        each_refused(contract, each(OF_VM + OF_VCPU, vcpu.tdx, Refusal.CMD_ON_PLAIN_VCPU))
 
 
 def test_command_is_refused_on_the_device(kvm: Kvm, contract: Contract) -> None:
     with refused(contract, Refusal.CMD_ON_DEVICE):
-        kvm.worker.call(tdx_call(kvm.fd, TdxCmdId.CAPABILITIES, decode=nothing_of))
+        send(kvm, TdxCmdId.CAPABILITIES)
 
 
 def test_command_is_refused_on_a_guest_memfd(td_created: Assembly, contract: Contract) -> None:
     with td_created.td.create_guest_memfd(abi.PAGE_SIZE) as memfd, refused(contract, Refusal.CMD_ON_MEMFD):
-        memfd.worker.call(tdx_call(memfd.fd, TdxCmdId.CAPABILITIES, decode=nothing_of))
+        send(memfd, TdxCmdId.CAPABILITIES)
 
 
 # whose, and of which VM
 
 
-@of(OF_VM)
-def test_vm_command_of_another_process_is_refused(
-    command: TdxCmdId, tdx_host: TdxHost, td_created: Assembly, contract: Contract
+def test_command_of_another_process_is_refused(
+    tdx_host: TdxHost, td_with_vcpus: Assembly, contract: Contract
 ) -> None:
     with tdx_host.agent.spawn() as other:
-        copy = td_created.td.give(other)
-        with refused(contract, Refusal.OTHER_PROCESS):
-            other.call(tdx_call(copy.fd, command, decode=nothing_of))
-
-
-@of(OF_VCPU)
-def test_vcpu_command_of_another_process_is_refused(
-    command: TdxCmdId, tdx_host: TdxHost, td_with_vcpus: Assembly, contract: Contract
-) -> None:
-    with tdx_host.agent.spawn() as other:
-        copy = td_with_vcpus.vcpus[0].give(other)
-        with refused(contract, Refusal.OTHER_PROCESS):
-            other.call(tdx_call(copy.fd, command, decode=nothing_of))
+        vm, vcpu = td_with_vcpus.td.give(other), td_with_vcpus.vcpus[0].give(other)
+        each_refused(contract, each(OF_VM, partial(send, vm), Refusal.OTHER_PROCESS))
+        each_refused(contract, each(OF_VCPU, partial(send, vcpu), Refusal.OTHER_PROCESS))
 
 
 def test_everything_is_refused_on_a_dead_vm(dead: Assembly, contract: Contract) -> None:
-    requests: list[Callable[[], object]] = [
-        *(partial(dead.td.tdx, command) for command in OF_VM),
-        *(partial(dead.vcpus[0].tdx, command) for command in OF_VCPU),
-        partial(dead.td.create_vcpu, 1),
-        partial(dead.td.check_extension, Cap.MAX_VCPUS),
-        dead.vcpus[0].run,
-    ]
-    for request in requests:
-        with refused(contract, Refusal.VM_DEAD):
-            request()
+    vm: Rows = {
+        "CREATE_VCPU": (Refusal.VM_DEAD, lambda: dead.td.create_vcpu(1)),
+        "CHECK_EXTENSION": (Refusal.VM_DEAD, lambda: dead.td.check_extension(Cap.MAX_VCPUS)),
+        "RUN": (Refusal.VM_DEAD, dead.vcpus[0].run),
+    }
+    each_refused(contract, vm | each(OF_VM, dead.td.tdx, Refusal.VM_DEAD))
+    each_refused(contract, each(OF_VCPU, dead.vcpus[0].tdx, Refusal.VM_DEAD))
 
 
 @pytest.fixture
@@ -207,18 +184,12 @@ def test_capabilities_fit_into_exactly_the_room_that_they_need(
     assert td_created.td.capabilities(room=len(capabilities.cpuid)) == capabilities
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        pytest.param(lambda needed: needed - 1, id="one-entry-too-few"),
-        pytest.param(lambda needed: 0, id="no-entry"),
-    ],
-)
 def test_capabilities_are_refused_without_room_for_all_leaves(
-    room: Callable[[int], int], td_created: Assembly, capabilities: Capabilities, contract: Contract
+    td_created: Assembly, capabilities: Capabilities, contract: Contract
 ) -> None:
-    with refused(contract, Refusal.CAPS_NENT_TOO_SMALL):
-        td_created.td.capabilities(room=room(len(capabilities.cpuid)))
+    for room in (0, len(capabilities.cpuid) - 1):
+        with refused(contract, Refusal.CAPS_NENT_TOO_SMALL):
+            td_created.td.capabilities(room=room)
 
 
 def test_capabilities_with_flags_are_refused(td_created: Assembly, contract: Contract) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
@@ -14,7 +15,7 @@ from fixtures.kvm import abi, stages, talk
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.handle import Memory, unpack
-from fixtures.kvm.refusals import refused
+from fixtures.kvm.refusals import each_refused, refused
 from fixtures.kvm.stages import Assembly, Region
 from fixtures.kvm.tdx_command import RIGHT, Overrides
 from fixtures.kvm.truth import Truth
@@ -85,14 +86,9 @@ MISTAKES: dict[str, tuple[Refusal, Request]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("refusal", "request_"), [pytest.param(*mistake, id=name) for name, mistake in MISTAKES.items()]
-)
-def test_refused_and_can_be_put_right(
-    refusal: Refusal, request_: Request, bench: Bench, contract: Contract
-) -> None:
-    with refused(contract, refusal):
-        bench.add(request_)
+def test_wrong_region_is_refused_and_can_be_put_right(bench: Bench, contract: Contract) -> None:
+    requests = {name: (refusal, partial(bench.add, wrong)) for name, (refusal, wrong) in MISTAKES.items()}
+    each_refused(contract, requests)
     bench.add()
 
 

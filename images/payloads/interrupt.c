@@ -43,8 +43,11 @@ void payload_main(u64 index, u64 rcx)
 				tell(0x1000000);
 			continue;
 		}
-		/* The interrupt that comes after the check is still pending, and ends the halt. */
-		asm volatile("sti; nop" : : : "memory");
+		/*
+		 * Halt with interrupts off, saying that they are on, as Linux does: one that comes after the
+		 * check stays pending and ends the halt, instead of being taken just before it.
+		 */
 		halt(0);
+		asm volatile("sti; nop" : : : "memory");
 	}
 }
