@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from e2e.launch import Launch
+from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
 from fixtures.host.base import TdxHost
 from fixtures.kvm import abi, calls, cpuid, stages
 from fixtures.kvm.abi import Cap, TdxCmdId
@@ -25,10 +26,6 @@ OF_VM = (TdxCmdId.CAPABILITIES, TdxCmdId.INIT_VM, TdxCmdId.FINALIZE_VM)
 OF_VCPU = (TdxCmdId.INIT_VCPU, TdxCmdId.INIT_MEM_REGION, TdxCmdId.GET_CPUID)
 UNKNOWN = (max(TdxCmdId) + 1, 0xFFFFFFFF)
 NO_STRUCT = Overrides(command=0)
-
-FEATURES = 7
-TSX_EBX = 1 << 4 | 1 << 11
-WAITPKG_ECX = 1 << 5
 
 
 Rows = dict[str, tuple[Refusal, Callable[[], object]]]
@@ -170,7 +167,7 @@ def test_capabilities_offer_the_whole_width_field_for_configuration(capabilities
 def test_capabilities_offer_neither_tsx_nor_waitpkg(capabilities: Capabilities) -> None:
     features = [leaf for leaf in capabilities.cpuid if leaf.key == (FEATURES, 0)]
     assert features
-    assert not any(leaf.ebx & TSX_EBX or leaf.ecx & WAITPKG_ECX for leaf in features)
+    assert not any(leaf.ebx & (HLE | RTM) or leaf.ecx & WAITPKG for leaf in features)
 
 
 def test_capabilities_name_each_leaf_once(capabilities: Capabilities) -> None:
