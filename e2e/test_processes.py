@@ -198,6 +198,7 @@ def test_one_of_several_threads_initializes_a_td(
         assert hkids.taken == 0
 
 
+@pytest.mark.tdx_finding("F8", flavours=("upstream",), raises=(AssertionError,), race=True)
 def test_creators_and_destroyers_at_the_limit_lose_nothing(
     kvm: Kvm, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
 ) -> None:
