@@ -17,7 +17,7 @@ IMAGE = "rootfs.ext4"
 _HERE = Path(__file__).parent
 _INPUTS = ("init.c", "bootstrap.py", "sshd_config")
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f01"
-_NEEDED_BYTES = 500_000_000
+_NEEDED_BYTES = 1_000_000_000
 _TOOLS = {
     "mke2fs": "e2fsprogs",
     "fakeroot": "fakeroot",

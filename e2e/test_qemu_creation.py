@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDs that a real QEMU makes: their HKID from start to end, and what the monitor says of them.
+
+Sources: ``tdx_pre_create_vcpu``, ``tdx_finalize_vm`` in QEMU's target/i386/kvm/tdx.c.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fixtures.deadline import Deadline
+from fixtures.guests.qemu_td import QemuTd
+from fixtures.host.hkids import Hkids
+from fixtures.kvm.program import Program
+from fixtures.kvm.truth import Truth
+from fixtures.kvm.worker import Worker
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.errors import QmpError, QmpGone
+from fixtures.qemu.td_command import SOCKETS, td_argv
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+
+# one HKID, from start to end
+
+
+def test_takes_one_hkid_and_gives_it_back_on_quit(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    assert hkids.taken == 0
+    td = qemu_tds.start()
+    assert hkids.taken == 1
+    assert td.quit() == 0
+    assert hkids.taken == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_signal_ends_it_and_frees_the_hkid(
+    number: signal.Signals, status: int, hkids: Hkids, qemu_td: QemuTd
+) -> None:
+    assert hkids.taken == 1
+    qemu_td.program.signal(number)
+    assert qemu_td.wait() == status
+    assert hkids.taken == 0
+
+
+def test_death_of_the_process_that_started_it_frees_the_hkid(
+    hkids: Hkids, owner: Worker, qemu_td: QemuTd
+) -> None:
+    owner.kill()
+    owner.wait()
+    qemu_td.close()
+    assert hkids.taken == 0
+
+
+def test_sigkill_before_anything_is_made_frees_all(hkids: Hkids, qemu_tds: QemuTds, owner: Worker) -> None:
+    with starting(qemu_tds, owner):
+        pass
+    assert hkids.taken == 0
+
+
+def test_sigkill_once_the_hkid_is_taken_frees_it(hkids: Hkids, qemu_tds: QemuTds, owner: Worker) -> None:
+    with starting(qemu_tds, owner) as program:
+        see(program, lambda: hkids.in_use == 1)
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_needs("ground-truth")
+@pytest.mark.parametrize("pages", [1, 100, 500])
+def test_sigkill_while_memory_is_added_frees_all(
+    pages: int, hkids: Hkids, qemu_tds: QemuTds, owner: Worker, truth: Truth
+) -> None:
+    with starting(qemu_tds, owner) as program:
+        see(program, lambda: any(td.children > pages for td in truth.tds()))
+        assert [td.op for td in truth.tds()] == ["initialized"]
+    assert hkids.taken == 0
+    assert truth.tds() == ()
+
+
+@contextmanager
+def starting(qemu_tds: QemuTds, owner: Worker) -> Iterator[Program]:
+    """A QEMU on its way to ``prelaunch``, killed at the end."""
+    with Program(owner, td_argv(qemu_tds.spec), sockets=SOCKETS) as program:
+        yield program
+
+
+def see(program: Program, condition: Callable[[], bool]) -> None:
+    """Look until the condition holds, which it does before the program could end."""
+    deadline = Deadline(20, "a step of QEMU's start")
+    while not condition():
+        assert program.alive
+        deadline.check()
+
+
+# what the monitor says
+
+
+def test_stops_in_prelaunch_until_it_is_told_to_run(qemu_td: QemuTd) -> None:
+    assert qemu_td.status == "prelaunch"
+    assert qemu_td.execute("query-status")["running"] is False
+
+
+def test_tells_the_end_by_an_event(qemu_td: QemuTd) -> None:
+    qemu_td.execute("quit")
+    data = qemu_td.await_event("SHUTDOWN")["data"]
+    assert data == {"guest": False, "reason": "host-qmp-quit"}
+    assert qemu_td.wait() == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_has_as_many_vcpus_as_it_was_told(count: int, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start(smp=str(count))
+    cpus = td.execute("query-cpus-fast")
+    assert [cpu["cpu-index"] for cpu in cpus] == list(range(count))
+    assert len({cpu["thread-id"] for cpu in cpus}) == count
+
+
+def test_properties_of_the_guest_object_are_those_that_were_given(qemu_tds: QemuTds) -> None:
+    given = {
+        "mrconfigid": "q" * 64,
+        "mrowner": "A" * 64,
+        "mrownerconfig": "z" * 63 + "A",
+        "sept-ve-disable": False,
+    }
+    words = {
+        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()
+    }
+    td = qemu_tds.start(guest=words)
+    read = {name: td.execute("qom-get", path="/objects/tdx0", property=name) for name in given}
+    assert read == given
+
+
+def test_sept_ve_disable_is_on_unless_it_is_switched_off(qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start()
+    assert td.execute("qom-get", path="/objects/tdx0", property="sept-ve-disable") is True
+    assert td.execute("qom-get", path="/objects/tdx0", property="attributes") == 1 << 28
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_has_it_measured_and_runnable(qemu_tds: QemuTds, truth: Truth) -> None:
+    qemu_tds.start(smp="2")
+    (td,) = truth.tds()
+    assert (td.op, td.vcpus) == ("runnable", 2)
+
+
+# the monitor's own end
+
+
+def test_td_lives_on_when_the_monitor_vanishes(hkids: Hkids, qemu_td: QemuTd) -> None:
+    qemu_td.program.hang_up("qmp")
+    with pytest.raises(QmpGone):
+        qemu_td.execute("query-status")
+    assert qemu_td.program.alive
+    assert hkids.taken == 1
+
+
+def test_unknown_command_is_refused_and_the_td_unharmed(hkids: Hkids, qemu_td: QemuTd) -> None:
+    with pytest.raises(QmpError, match="The command query-tdx has not been found"):
+        qemu_td.execute("query-tdx")
+    assert qemu_td.status == "prelaunch"
+    assert hkids.taken == 1

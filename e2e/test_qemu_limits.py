@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""As many TDs and vCPUs as there may be, made by a real QEMU, and one more.
+
+QEMU reads the limit of vCPUs from the VM fd (``kvm_init`` in accel/kvm/kvm-all.c), and prints what
+KVM_TDX_INIT_VM returns (``tdx_ioctl_internal`` in target/i386/kvm/tdx.c).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from fixtures.cgroup import Cgroup
+from fixtures.errors import KernelSplat
+from fixtures.guests.qemu_td import QemuTd, complaints
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import BooksDiffer, Hkids
+from fixtures.kvm import crowd, stages
+from fixtures.kvm.abi import Cap
+from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.worker import Worker
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.errors import QemuLaunchFailed, QmpError, QmpGone
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+
+def failure(start: Callable[[], QemuTd]) -> tuple[int | None, tuple[str, ...]]:
+    """The exit status and the complaints of a QEMU that does not start."""
+    with pytest.raises(QemuLaunchFailed) as caught:
+        start()
+    return caught.value.returncode, complaints(caught.value.output)
+
+
+def init_vm_fails(number: int) -> str:
+    """QEMU's words for a KVM_TDX_INIT_VM that fails before the module is asked."""
+    return f"TDX ioctl KVM_TDX_INIT_VM failed, hw_errors: 0x0: {os.strerror(number)}"
+
+
+# HKIDs
+
+
+@pytest.mark.tdx_host(keyids=3)
+def test_every_hkid_can_be_a_qemu_tds_and_one_more_is_refused(
+    hkids: Hkids, qemu_tds: QemuTds, contract: Contract
+) -> None:
+    tds = [qemu_tds.start() for _ in range(hkids.capacity)]
+    assert hkids.free == 0
+    status, messages = failure(qemu_tds.start)
+    assert status == 1
+    assert init_vm_fails(contract.errno(Refusal.INIT_NO_HKID)) in messages
+    assert hkids.in_use == hkids.capacity
+    assert [td.status for td in tds] == ["prelaunch"] * len(tds)
+    assert tds[0].quit() == 0
+    assert hkids.free == 1
+    assert qemu_tds.start().status == "prelaunch"
+    assert hkids.free == 0
+
+
+def test_the_last_hkid_beside_raw_tds_is_as_good_as_any(
+    hkids: Hkids, kvm: Kvm, qemu_tds: QemuTds, contract: Contract
+) -> None:
+    raw = crowd.initialized(kvm, hkids.free - 1)
+    td = qemu_tds.start()
+    assert hkids.free == 0
+    status, messages = failure(qemu_tds.start)
+    assert (status, init_vm_fails(contract.errno(Refusal.INIT_NO_HKID)) in messages) == (1, True)
+    assert td.quit() == 0
+    assert hkids.free == 1
+    assert len(raw) == hkids.in_use
+
+
+@pytest.mark.tdx_finding("F1", flavours=("upstream",), raises=(KernelSplat, AssertionError, BooksDiffer))
+def test_over_the_cgroups_limit_is_refused_with_another_error(
+    hkids: Hkids,
+    tdx_host: TdxHost,
+    tdx_cgroup: Cgroup,
+    tdx_cleanup: ExitStack,
+    qemu_tds: QemuTds,
+    contract: Contract,
+) -> None:
+    tdx_cgroup.max = 1
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    td = qemu_tds.start(worker)
+    assert tdx_cgroup.current == 1
+    status, messages = failure(lambda: qemu_tds.start(worker))
+    assert (status, init_vm_fails(contract.errno(Refusal.INIT_CGROUP_MAX)) in messages) == (1, True)
+    assert (tdx_cgroup.current, tdx_cgroup.events_local) == (1, 1)
+    assert hkids.taken == 1
+    assert td.quit() == 0
+    assert qemu_tds.start(worker).status == "prelaunch"
+
+
+def test_qemu_tds_hkid_is_charged_to_its_cgroup(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, qemu_tds: QemuTds
+) -> None:
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    td = qemu_tds.start(worker)
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (1, 1)
+    assert td.quit() == 0
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (0, 1)
+
+
+# vCPUs
+
+
+@pytest.fixture
+def limit(kvm: Kvm) -> int:
+    """How many vCPUs a TD may have, by the kernel's own word."""
+    with kvm.create_td() as td:
+        return td.check_extension(Cap.MAX_VCPUS)
+
+
+def test_as_many_vcpus_as_the_limit_allows(limit: int, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start(smp=str(limit))
+    assert len(td.execute("query-cpus-fast")) == limit
+
+
+def test_one_vcpu_above_the_limit_is_refused(limit: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
+    assert failure(lambda: qemu_tds.start(smp=str(limit + 1))) == (
+        1,
+        (
+            f"-accel kvm: Number of SMP cpus requested ({limit + 1}) exceeds the maximum cpus supported by "
+            f"KVM ({limit})",
+        ),
+    )
+    assert hkids.taken == 0
+
+
+def test_maxcpus_above_the_limit_is_refused(limit: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
+    assert failure(lambda: qemu_tds.start(smp=f"1,maxcpus={limit + 1}")) == (
+        1,
+        (
+            f"-accel kvm: Number of hotpluggable cpus requested ({limit + 1}) exceeds the maximum cpus "
+            f"supported by KVM ({limit})",
+        ),
+    )
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_finding("Q5", qemu=("11.1",), raises=(QmpGone,))
+def test_vcpu_cannot_be_plugged_into_a_td(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start(smp="1,maxcpus=2")
+    (free,) = [slot for slot in td.execute("query-hotpluggable-cpus") if "qom-path" not in slot]
+    with pytest.raises(QmpError):
+        td.execute("device_add", driver=free["type"], id="late", **free["props"])
+    assert len(td.execute("query-cpus-fast")) == 1
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
+
+
+# beside others
+
+
+@pytest.mark.tdx_needs("plain-vm-run")
+def test_beside_a_plain_vm(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    plain = qemu_tds.start(guest=None, firmware="", run=True)
+    td = qemu_tds.start()
+    assert hkids.taken == 1
+    assert (plain.status, td.status) == ("running", "prelaunch")
+    assert plain.quit() == 0
+    assert hkids.taken == 1
+
+
+def test_beside_raw_tds_that_come_and_go(hkids: Hkids, owner: Worker, qemu_tds: QemuTds) -> None:
+    with stages.finalized(owner):
+        td = qemu_tds.start()
+        assert hkids.taken == 2
+    assert hkids.taken == 1
+    assert td.status == "prelaunch"
