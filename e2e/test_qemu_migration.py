@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a stock QEMU answers when a TD is to be migrated: a refusal with a reason, and the TD goes on.
+
+No QEMU can migrate a TD today.  Whatever it answers must be safe: the TD, its memory and its HKID are still
+there afterwards.  Sources: migration/options.c and migration/migration.c of QEMU 11.1.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pytest
+
+from fixtures.guests.qemu_td import QemuTd
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.errors import QmpError, QmpGone
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+INVTSC = "State blocked by non-migratable CPU device (invtsc flag)"
+FIXED_CLOCK = "host,tsc-frequency=2500000000"
+"""A CPU whose TSC QEMU takes to be the same everywhere, and which therefore it takes for migratable."""
+
+MODES = ("normal", "cpr-reboot", "cpr-exec")
+
+
+@pytest.fixture
+def target(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> str:
+    """The URI of a file on the host to migrate to."""
+    path = f"/tmp/tdx-e2e-{secrets.token_hex(4)}"
+    tdx_cleanup.callback(tdx_host.agent.run, "rm", "-f", path)
+    return f"file:{path}"
+
+
+def channel(kind: str) -> dict[str, Any]:
+    """A migration channel to a socket on which nobody listens."""
+    address = {"transport": "socket", "type": "unix", "path": f"/nonexistent/{kind}"}
+    return {"channel-type": kind, "addr": address}
+
+
+def choose(td: QemuTd, mode: str) -> None:
+    """Set the migration's mode, and have its steps told as events."""
+    more = {"cpr_exec_command": ["/bin/false"]} if mode == "cpr-exec" else {}
+    td.execute("migrate-set-parameters", mode=mode, **more)
+    td.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+
+
+def finish(td: QemuTd, **to: Any) -> str:
+    """Migrate, and give the last status of the migration."""
+    td.execute("migrate", **to)
+    ends = ("completed", "failed", "cancelled")
+    return str(td.await_event("MIGRATION", which=lambda data: data["status"] in ends)["data"]["status"])
+
+
+# as it comes
+
+
+def test_says_why_it_cannot_be_migrated(qemu_td: QemuTd) -> None:
+    assert qemu_td.execute("query-migrate") == {"blocked-reasons": [INVTSC]}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_is_refused_with_a_reason_and_goes_on(mode: str, target: str, hkids: Hkids, qemu_td: QemuTd) -> None:
+    choose(qemu_td, mode)
+    with pytest.raises(QmpError) as caught:
+        qemu_td.execute("migrate", uri=target)
+    assert caught.value.desc == INVTSC
+    assert qemu_td.status == "prelaunch"
+    assert hkids.taken == 1
+
+
+def test_cpr_transfer_is_refused_with_a_reason_and_it_goes_on(hkids: Hkids, qemu_td: QemuTd) -> None:
+    choose(qemu_td, "cpr-transfer")
+    with pytest.raises(QmpError) as caught:
+        qemu_td.execute("migrate", channels=[channel("main"), channel("cpr")])
+    assert caught.value.desc
+    assert qemu_td.status == "prelaunch"
+    assert hkids.taken == 1
+
+
+# with a clock that QEMU takes for migratable
+
+
+@pytest.mark.tdx_finding("Q6", qemu=("11.1",), raises=(QmpGone,))
+@pytest.mark.parametrize("mode", MODES)
+def test_outlives_a_migration_that_nothing_blocks(
+    mode: str, target: str, hkids: Hkids, qemu_tds: QemuTds
+) -> None:
+    td = qemu_tds.start(cpu=FIXED_CLOCK)
+    choose(td, mode)
+    try:
+        status = finish(td, uri=target)
+    except QmpError as refusal:
+        assert refusal.desc
+    else:
+        assert status == "failed"
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_hkid_comes_back_however_the_migration_ends(
+    mode: str, target: str, hkids: Hkids, qemu_tds: QemuTds
+) -> None:
+    td = qemu_tds.start(cpu=FIXED_CLOCK)
+    choose(td, mode)
+    with suppress(QmpError, QmpGone):
+        finish(td, uri=target)
+    td.close()
+    assert hkids.taken == 0
+
+
+def test_cpr_transfer_names_the_memory_that_it_cannot_take(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start(cpu=FIXED_CLOCK)
+    choose(td, "cpr-transfer")
+    with pytest.raises(QmpError, match=r"^QMP migrate: Memory region \S+ is not compatible with CPR\."):
+        td.execute("migrate", channels=[channel("main"), channel("cpr")])
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
