@@ -92,12 +92,9 @@ def test_outlives_a_migration_that_nothing_blocks(
 ) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     choose(td, mode)
-    try:
-        status = finish(td, uri=target)
-    except QmpError as refusal:
-        assert refusal.desc
-    else:
-        assert status == "failed"
+    # To refuse it is as good as to fail at it.
+    with suppress(QmpError):
+        assert finish(td, uri=target) == "failed"
     assert td.status == "prelaunch"
     assert hkids.taken == 1
 
