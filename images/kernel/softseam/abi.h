@@ -216,6 +216,14 @@ enum seam_sept_state {
 /* TD attributes and configuration flags */
 #define TD_ATTR_DEBUG			BIT_ULL(0)
 #define TD_ATTR_SEPT_VE_DISABLE		BIT_ULL(28)
+#define TD_ATTR_PKS			BIT_ULL(30)
+
+#define XFAM_X87_SSE			0x3ULL
+#define XFAM_AVX			BIT_ULL(2)
+#define XFAM_AVX512			GENMASK_ULL(7, 5)
+#define XFAM_PKRU			BIT_ULL(9)
+#define XFAM_CET			GENMASK_ULL(12, 11)
+#define XFAM_AMX			GENMASK_ULL(18, 17)
 #define TD_CONFIG_GPAW_52		BIT_ULL(0)
 #define TD_CONFIG_NO_RBP_MOD		BIT_ULL(2)
 

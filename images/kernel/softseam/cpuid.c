@@ -18,6 +18,19 @@
 #define EBX7_CONFIG	(BIT_U32(4) | BIT_U32(11) | BIT_U32(14))
 #define ECX7_CONFIG	(BIT_U32(5) | BIT_U32(13) | BIT_U32(16) | BIT_U32(24))
 
+/* Features that need more state than XFAM allows, or an attribute: the TD does not see them. */
+#define ECX1_AVX	(BIT_U32(12) | BIT_U32(28) | BIT_U32(29))
+#define EBX7_AVX	BIT_U32(5)
+#define ECX7_AVX	(BIT_U32(9) | BIT_U32(10))
+#define EBX7_AVX512	(BIT_U32(16) | BIT_U32(17) | BIT_U32(21) | GENMASK_U32(28, 26) | GENMASK_U32(31, 30))
+#define ECX7_AVX512	(BIT_U32(1) | BIT_U32(6) | BIT_U32(11) | BIT_U32(12) | BIT_U32(14))
+#define EDX7_AVX512	(BIT_U32(2) | BIT_U32(3) | BIT_U32(8) | BIT_U32(23))
+#define ECX7_PKU	GENMASK_U32(4, 3)
+#define ECX7_PKS	BIT_U32(31)
+#define ECX7_CET_SS	BIT_U32(7)
+#define EDX7_CET_IBT	BIT_U32(20)
+#define EDX7_AMX	(BIT_U32(22) | GENMASK_U32(25, 24))
+
 struct virtual_leaf {
 	u32 leaf, subleaf;
 	struct seam_cpuid config;	/* the host decides */
@@ -47,6 +60,20 @@ static const struct virtual_leaf leaves[] = {
 	{ 0x80000007, NO_SUBLEAF, .fixed1 = V(0, 0, 0, BIT_U32(8)) },
 	{ 0x80000008, NO_SUBLEAF,
 	  .config = V(0x00ff0000, 0, 0, 0), .native = V(0xffff, 0, 0, 0) },
+};
+
+static const struct gated {
+	u64 xfam, attributes;	/* all of them are needed */
+	u32 leaf;
+	struct seam_cpuid bits;
+} gated[] = {
+	{ .xfam = XFAM_AVX, .leaf = 1, .bits = V(0, 0, ECX1_AVX, 0) },
+	{ .xfam = XFAM_AVX, .leaf = 7, .bits = V(0, EBX7_AVX, ECX7_AVX, 0) },
+	{ .xfam = XFAM_AVX512, .leaf = 7, .bits = V(0, EBX7_AVX512, ECX7_AVX512, EDX7_AVX512) },
+	{ .xfam = XFAM_PKRU, .leaf = 7, .bits = V(0, 0, ECX7_PKU, 0) },
+	{ .xfam = XFAM_CET, .leaf = 7, .bits = V(0, 0, ECX7_CET_SS, EDX7_CET_IBT) },
+	{ .xfam = XFAM_AMX, .leaf = 7, .bits = V(0, 0, 0, EDX7_AMX) },
+	{ .attributes = TD_ATTR_PKS, .leaf = 7, .bits = V(0, 0, ECX7_PKS, 0) },
 };
 
 static_assert(ARRAY_SIZE(leaves) <= SEAM_NR_CPUID);
@@ -102,6 +129,22 @@ void cpuid_config_mask(unsigned int config, struct seam_cpuid *mask)
 		mask->val[0] = 0;
 }
 
+static void hide_gated(const struct seam_tdcs *tdcs, u32 leaf, struct seam_cpuid *to)
+{
+	const struct gated *g;
+	unsigned int r;
+
+	for (g = gated; g < gated + ARRAY_SIZE(gated); g++) {
+		if (g->leaf != leaf)
+			continue;
+		if ((tdcs->xfam & g->xfam) == g->xfam &&
+		    (tdcs->attributes & g->attributes) == g->attributes)
+			continue;
+		for (r = 0; r < 4; r++)
+			to->val[r] &= ~g->bits.val[r];
+	}
+}
+
 static u64 wrong(const struct virtual_leaf *v, u64 *info)
 {
 	*info = v->leaf | (u64)v->subleaf << 32;
@@ -120,6 +163,7 @@ u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64
 		native_leaf(v, &native);
 		for (r = 0; r < 4; r++)
 			to->val[r] = (native.val[r] & v->native.val[r]) | v->fixed1.val[r];
+		hide_gated(tdcs, v->leaf, to);
 		if (v->leaf == 0xd && !v->subleaf)
 			to->val[0] |= tdcs->xfam;
 		if (!configurable(v))

@@ -6,13 +6,7 @@
 #include "softseam.h"
 
 #define ATTR_MIGRATABLE		BIT_ULL(29)
-#define ATTR_PKS		BIT_ULL(30)
 #define ATTR_PERFMON		BIT_ULL(63)
-
-#define XFAM_X87_SSE		0x3ULL
-#define XFAM_AVX		BIT_ULL(2)
-#define XFAM_AVX512		GENMASK_ULL(7, 5)
-#define XFAM_PKRU		BIT_ULL(9)
 
 #define CONFIG_FLAGS_FIXED0	(TD_CONFIG_GPAW_52 | TD_CONFIG_NO_RBP_MOD)
 #define EPTP_MT_WB		6
@@ -22,7 +16,7 @@
 #define TSC_FREQUENCY_MAX	400
 
 const u64 seam_attributes_fixed0 = TD_ATTR_DEBUG | TD_ATTR_SEPT_VE_DISABLE |
-				   ATTR_MIGRATABLE | ATTR_PKS | ATTR_PERFMON;
+				   ATTR_MIGRATABLE | TD_ATTR_PKS | ATTR_PERFMON;
 const u64 seam_attributes_fixed1;
 const u64 seam_xfam_fixed0 = XFAM_X87_SSE | XFAM_AVX | XFAM_PKRU;
 const u64 seam_xfam_fixed1 = XFAM_X87_SSE;

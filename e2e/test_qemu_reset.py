@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``system_reset`` of a TD: QEMU makes a new VM in the place of the old one.
+
+Sources: ``kvm_reset_vmfd`` in accel/kvm/kvm-all.c and ``tdx_pre_create_vcpu`` in target/i386/kvm/tdx.c of
+QEMU 11.1.  The CPU has a fixed clock here, because of finding Q8.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from fixtures.cgroup import Cgroup
+from fixtures.guests.qemu_td import QemuTd
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import crowd
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.truth import Truth
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.errors import QmpGone
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+FIXED_CLOCK = "host,tsc-frequency=2500000000"
+CLOCK_UNIT = 25_000_000
+"""Hz of which a TD's clock is a multiple (TD_PARAMS.TSC_FREQUENCY)."""
+
+
+def resets(td: QemuTd) -> int:
+    return sum(event["event"] == "RESET" for event in td.events)
+
+
+def reset(td: QemuTd) -> None:
+    """Reset it, and wait until QEMU says that it has."""
+    before = resets(td)
+    td.execute("system_reset")
+    td.await_event("RESET", which=lambda _: resets(td) > before)
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_td_is_the_same_again(vcpus: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start(cpu=FIXED_CLOCK, smp=str(vcpus))
+    for _ in range(2):
+        reset(td)
+        assert hkids.taken == 1
+        assert td.status == "prelaunch"
+        assert len(td.execute("query-cpus-fast")) == vcpus
+    assert td.quit() == 0
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_it_is_another_td_for_the_module_and_the_old_one_is_gone(qemu_tds: QemuTds, truth: Truth) -> None:
+    td = qemu_tds.start(cpu=FIXED_CLOCK)
+    (before,) = truth.tds()
+    reset(td)
+    (after,) = truth.tds()
+    assert after.op == before.op == "runnable"
+    assert after.hkid != before.hkid
+    assert (after.attributes, after.xfam, after.vcpus) == (before.attributes, before.xfam, before.vcpus)
+
+
+@pytest.mark.tdx_finding("Q7", qemu=("11.1",), raises=(AssertionError,))
+def test_never_has_two_hkids(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, qemu_tds: QemuTds
+) -> None:
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    td = qemu_tds.start(worker, cpu=FIXED_CLOCK)
+    reset(td)
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (1, 1)
+
+
+@pytest.mark.tdx_finding("Q7", qemu=("11.1",), raises=(QmpGone,))
+def test_outlives_a_reset_when_no_hkid_is_free(hkids: Hkids, kvm: Kvm, qemu_tds: QemuTds) -> None:
+    crowd.initialized(kvm, hkids.free - 1)
+    td = qemu_tds.start(cpu=FIXED_CLOCK)
+    assert hkids.free == 0
+    reset(td)
+    assert td.status == "prelaunch"
+    assert hkids.free == 0
+
+
+@pytest.mark.tdx_finding("Q7", qemu=("11.1",), raises=(QmpGone,))
+def test_outlives_a_reset_at_its_cgroups_limit(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, qemu_tds: QemuTds
+) -> None:
+    tdx_cgroup.max = 1
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    td = qemu_tds.start(worker, cpu=FIXED_CLOCK)
+    reset(td)
+    assert td.status == "prelaunch"
+    assert tdx_cgroup.current == 1
+
+
+@pytest.mark.tdx_finding("Q8", qemu=("11.1",), raises=(QmpGone,))
+def test_td_that_was_told_no_clock_can_be_reset(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start()
+    (cpu,) = td.execute("query-cpus-fast")
+    clock = td.execute("qom-get", path=cpu["qom-path"], property="tsc-frequency")
+    if clock % CLOCK_UNIT == 0:
+        pytest.skip(f"this machine's clock, {clock} Hz, is one that a TD can have; take another machine")
+    reset(td)
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
