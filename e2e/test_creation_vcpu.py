@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from e2e.mistakes import FEATURES
 from fixtures.kvm import abi, cpuid, stages
 from fixtures.kvm.abi import MpStateValue
 from fixtures.kvm.contracts import Contract, Refusal
@@ -14,6 +15,10 @@ from fixtures.kvm.stages import Assembly
 from fixtures.kvm.tdx_command import Overrides
 from fixtures.kvm.truth import Truth
 from fixtures.kvm.vcpu import Vcpu
+
+X87_AND_SSE = 3
+FMA, AVX, F16C = 1 << 12, 1 << 28, 1 << 29
+AVX2, PKU = 1 << 5, 1 << 3
 
 
 @pytest.fixture
@@ -95,6 +100,14 @@ def test_get_cpuid_tells_the_fixed_bits(vcpu: Vcpu) -> None:
     told = {entry.key: entry for entry in vcpu.get_cpuid()}
     assert told[1, 0].ecx & cpuid.X2APIC
     assert told[cpuid.ADDRESS_WIDTHS, 0].eax >> 16 & 0xFF == 48
+
+
+def test_get_cpuid_tells_of_no_feature_whose_state_xfam_lacks(vcpu: Vcpu) -> None:
+    assert stages.default_params(vcpu.worker).xfam == X87_AND_SSE
+    told = {entry.key: entry for entry in vcpu.get_cpuid()}
+    assert not told[1, 0].ecx & (FMA | AVX | F16C)
+    assert not told[FEATURES, 0].ebx & AVX2
+    assert not told[FEATURES, 0].ecx & PKU
 
 
 def test_get_cpuid_is_the_same_before_and_after_init_vcpu(vcpu: Vcpu) -> None:
