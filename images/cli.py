@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import time
 
+from images import shell
 from images.cache import Artefact, Cache
-from images.errors import BuildError
 from images.kernel import build as kernel_build
 from images.kernel import flavours
+from images.kernel.request import kernel_request
 from images.payloads import build as payloads_build
 from images.progress import Reporter, reporter
 from images.rootfs import base as rootfs_base
@@ -27,17 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
         case "clean":
             return clean(cache, everything=arguments.all)
         case "shell":
-            from images import shell
-
             return shell.run(cache, arguments, reporter())
     raise AssertionError(arguments.command)
-
-
-def kernel_request(arguments: argparse.Namespace) -> kernel_build.Request:
-    """Which kernel the options name."""
-    if arguments.kernel_tree is not None and arguments.kernel_version is not None:
-        raise BuildError("--kernel-tree and --kernel-version exclude each other", hint="give one of them")
-    return kernel_build.Request(arguments.flavour, arguments.kernel_tree, arguments.kernel_version)
 
 
 def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:

@@ -8,9 +8,9 @@ import shutil
 import subprocess
 
 from images.cache import Artefact, Cache
-from images.cli import kernel_request
 from images.errors import BuildError
 from images.kernel import build as kernel_build
+from images.kernel.request import kernel_request
 from images.progress import Reporter
 from images.rootfs import build as rootfs_build
 
