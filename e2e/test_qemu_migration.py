@@ -18,13 +18,11 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.pytest_parts.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QmpError, QmpGone
+from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 INVTSC = "State blocked by non-migratable CPU device (invtsc flag)"
-FIXED_CLOCK = "host,tsc-frequency=2500000000"
-"""A CPU whose TSC QEMU takes to be the same everywhere, and which therefore it takes for migratable."""
-
 MODES = ("normal", "cpr-reboot", "cpr-exec")
 
 

@@ -20,10 +20,10 @@ from fixtures.kvm.device import Kvm
 from fixtures.kvm.truth import Truth
 from fixtures.pytest_parts.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QmpGone
+from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
-FIXED_CLOCK = "host,tsc-frequency=2500000000"
 CLOCK_UNIT = 25_000_000
 """Hz of which a TD's clock is a multiple (TD_PARAMS.TSC_FREQUENCY)."""
 
