@@ -9,23 +9,10 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.launch import Launch
-from fixtures.errors import LabError
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.truth import Truth
 from fixtures.kvm.worker import Worker
-
-
-@pytest.fixture(scope="session")
-def payloads() -> Mapping[str, bytes]:
-    """The payloads' images by name; each source in ``images/payloads`` says at its top what it does."""
-    from images import api
-    from images.errors import BuildError
-
-    try:
-        return {name: path.read_bytes() for name, path in api.ensure_payloads().items()}
-    except BuildError as error:
-        raise LabError(error.message, hint=error.hint, log=error.log) from error
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -61,8 +63,10 @@ def test_sigkill_before_anything_is_made_frees_all(hkids: Hkids, qemu_tds: QemuT
     assert hkids.taken == 0
 
 
-def test_sigkill_once_the_hkid_is_taken_frees_it(hkids: Hkids, qemu_tds: QemuTds, owner: Worker) -> None:
-    with starting(qemu_tds, owner) as program:
+def test_sigkill_once_the_hkid_is_taken_frees_it(
+    hkids: Hkids, qemu_tds: QemuTds, owner: Worker, td_firmware: str
+) -> None:
+    with starting(qemu_tds, owner, firmware=td_firmware) as program:
         see(program, lambda: hkids.in_use == 1)
     assert hkids.taken == 0
 
@@ -70,9 +74,9 @@ def test_sigkill_once_the_hkid_is_taken_frees_it(hkids: Hkids, qemu_tds: QemuTds
 @pytest.mark.tdx_needs("ground-truth")
 @pytest.mark.parametrize("pages", [1, 100, 500])
 def test_sigkill_while_memory_is_added_frees_all(
-    pages: int, hkids: Hkids, qemu_tds: QemuTds, owner: Worker, truth: Truth
+    pages: int, hkids: Hkids, qemu_tds: QemuTds, owner: Worker, truth: Truth, td_firmware: str
 ) -> None:
-    with starting(qemu_tds, owner) as program:
+    with starting(qemu_tds, owner, firmware=td_firmware) as program:
         see(program, lambda: any(td.children > pages for td in truth.tds()))
         assert [td.op for td in truth.tds()] == ["initialized"]
     assert hkids.taken == 0
@@ -80,9 +84,9 @@ def test_sigkill_while_memory_is_added_frees_all(
 
 
 @contextmanager
-def starting(qemu_tds: QemuTds, owner: Worker) -> Iterator[Program]:
+def starting(qemu_tds: QemuTds, owner: Worker, **changes: Any) -> Iterator[Program]:
     """A QEMU on its way to ``prelaunch``, killed at the end."""
-    with Program(owner, td_argv(qemu_tds.spec), sockets=SOCKETS) as program:
+    with Program(owner, td_argv(replace(qemu_tds.spec, **changes)), sockets=SOCKETS) as program:
         yield program
 
 
@@ -92,6 +96,14 @@ def see(program: Program, condition: Callable[[], bool]) -> None:
     while not condition():
         assert program.alive
         deadline.check()
+
+
+def test_takes_one_hkid_also_with_a_whole_firmware(hkids: Hkids, qemu_tds: QemuTds, td_firmware: str) -> None:
+    td = qemu_tds.start(firmware=td_firmware)
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
+    assert td.quit() == 0
+    assert hkids.taken == 0
 
 
 # what the monitor says

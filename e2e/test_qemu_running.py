@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDs that a real QEMU runs: what the guest does reaches QEMU, and QEMU's commands reach the guest.
+
+The guest is the payload ``console``, which does what the serial port tells it.  Sources in QEMU:
+``tdx_handle_report_fatal_error`` in target/i386/kvm/tdx.c, ``kvm_cpu_exec`` in accel/kvm/kvm-all.c.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.deadline import Deadline
+from fixtures.guests.qemu_td import QemuTd
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import talk
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.errors import QmpError
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+AFTER_RESET = [1, 2]
+"""The second count when there was a reset after the first: shared memory is QEMU's and outlives the TD."""
+
+
+def tell(td: QemuTd, letter: str) -> str:
+    """Type a letter, and give the line that the guest answers."""
+    before = td.console.position
+    td.console.send_line(letter)
+    return td.console.wait_for(".+", Deadline(10, f"the guest's answer to {letter!r}"), since=before)[0]
+
+
+def counts(td: QemuTd) -> list[int]:
+    """The next count: in the boot vCPU's private memory, in shared memory, and those of the other vCPUs."""
+    word, *numbers = tell(td, "c").split()
+    assert word == "count"
+    return [int(number) for number in numbers]
+
+
+def test_guest_says_how_many_vcpus_it_has(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.run(smp="2")
+    assert td.console.tail() == ("ready, 2 vCPUs",)
+    assert td.status == "running"
+    assert hkids.taken == 1
+    assert td.quit() == 0
+    assert hkids.taken == 0
+
+
+def test_counts_in_private_and_shared_memory_without_a_lost_or_repeated_step(qemu_td_running: QemuTd) -> None:
+    assert [counts(qemu_td_running) for _ in range(10)] == [[step, step] for step in range(1, 11)]
+
+
+def test_every_vcpu_runs(qemu_tds: QemuTds) -> None:
+    td = qemu_tds.run(smp="2")
+    first, second = counts(td), counts(td)
+    assert (first[:2], second[:2]) == ([1, 1], [2, 2])
+    assert 0 < first[2] < second[2]
+
+
+def test_memory_is_converted_there_and_back_and_private_memory_comes_back_empty(
+    qemu_td_running: QemuTd,
+) -> None:
+    td = qemu_td_running
+    assert counts(td) == [1, 1]
+    for step in (2, 3):
+        assert tell(td, "p") == "private 0 0"
+        assert tell(td, "s") == "shared 0"
+        assert counts(td) == [step, 1]
+
+
+# what QEMU is told
+
+
+def test_stop_and_cont_are_events_and_lose_no_step(qemu_td_running: QemuTd) -> None:
+    td = qemu_td_running
+    assert counts(td) == [1, 1]
+    td.execute("stop")
+    td.await_event("STOP")
+    assert td.status == "paused"
+    before = td.console.position
+    td.console.send_line("c")
+    td.execute("cont")
+    td.await_event("RESUME")
+    assert td.console.wait_for("count .*", Deadline(10, "the guest's answer"), since=before)[0] == "count 2 2"
+    assert td.status == "running"
+
+
+def test_cont_lets_a_td_in_prelaunch_go(qemu_td: QemuTd) -> None:
+    qemu_td.execute("cont")
+    qemu_td.await_event("RESUME")
+    qemu_td.console.wait_for("^ready, 1 vCPUs$", Deadline(10, "the payload"))
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_system_reset_starts_it_anew(vcpus: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.run(smp=str(vcpus))
+    assert counts(td)[:2] == [1, 1]
+    before = td.console.position
+    td.execute("system_reset")
+    assert td.await_event("RESET")["data"] == {"guest": False, "reason": "host-qmp-system-reset"}
+    td.console.wait_for(f"^ready, {vcpus} vCPUs$", Deadline(10, "the payload after a reset"), since=before)
+    assert counts(td)[:2] == AFTER_RESET
+    assert hkids.taken == 1
+
+
+def test_refused_migration_leaves_it_running(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.run(cpu="host")
+    assert counts(td) == [1, 1]
+    with pytest.raises(QmpError, match="invtsc"):
+        td.execute("migrate", uri="file:/dev/null")
+    assert counts(td) == [2, 2]
+    assert td.status == "running"
+    assert hkids.taken == 1
+
+
+def test_device_comes_and_is_listed_while_it_runs(qemu_td_running: QemuTd) -> None:
+    td = qemu_td_running
+    td.execute("object-add", **{"qom_type": "rng-builtin", "id": "late"})
+    assert "late" in [child["name"] for child in td.execute("qom-list", path="/objects")]
+    assert counts(td) == [1, 1]
+
+
+# what the guest asks for
+
+
+def test_guests_reset_starts_it_anew(hkids: Hkids, qemu_td_running: QemuTd) -> None:
+    td = qemu_td_running
+    assert counts(td) == [1, 1]
+    assert tell(td, "r") == "ready, 1 vCPUs"
+    assert td.await_event("RESET")["data"] == {"guest": True, "reason": "guest-reset"}
+    assert counts(td) == AFTER_RESET
+    assert hkids.taken == 1
+
+
+def test_guests_reset_ends_it_where_qemu_was_told_so(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.run(extra_args=("-no-reboot",))
+    td.console.send_line("r")
+    assert td.await_event("SHUTDOWN")["data"] == {"guest": True, "reason": "guest-reset"}
+    assert td.wait() == 0
+    assert hkids.taken == 0
+
+
+def test_fatal_error_is_an_event_with_the_guests_words(hkids: Hkids, qemu_td_running: QemuTd) -> None:
+    td = qemu_td_running
+    td.console.send_line("f")
+    data = td.await_event("GUEST_PANICKED")["data"]
+    assert data["info"] == {"type": "tdx", "error-code": 0xDEAD0000, "message": "payload"}
+    assert hkids.taken == 1
+
+
+def test_triple_fault_starts_it_anew(hkids: Hkids, qemu_td_running: QemuTd) -> None:
+    td = qemu_td_running
+    assert counts(td) == [1, 1]
+    assert tell(td, "t") == "ready, 1 vCPUs"
+    assert td.await_event("RESET")["data"] == {"guest": True, "reason": "guest-reset"}
+    assert counts(td) == AFTER_RESET
+    assert hkids.taken == 1
+
+
+# beside others
+
+
+def test_beside_a_raw_td_each_counts_for_itself(hkids: Hkids, launch: Launch, qemu_tds: QemuTds) -> None:
+    raw = launch("count").vcpus[0]
+    td = qemu_tds.run()
+    for step in (1, 2, 3):
+        assert talk.told(raw, 2) == [step, 1 << 31 | step]
+        assert counts(td) == [step, step]
+    assert hkids.taken == 2
+
+
+def test_two_by_qemu_each_counts_for_itself(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    first, second = qemu_tds.run(), qemu_tds.run()
+    assert [counts(td) for td in (first, second, first, second)] == [[1, 1], [1, 1], [2, 2], [2, 2]]
+    assert hkids.taken == 2
+    assert first.quit() == 0
+    assert counts(second) == [3, 3]
+    assert hkids.taken == 1
