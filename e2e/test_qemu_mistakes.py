@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from fixtures.guests.qemu_td import complaints
+from fixtures.host import kvm_modules
+from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.errors import RemoteOSError
 from fixtures.pytest_parts.qemu_fixtures import QemuTds
@@ -78,6 +80,16 @@ def test_refused_with_a_reason_and_nothing_held(mistake: Mistake, hkids: Hkids, 
     assert complaints(caught.value.output) == mistake.messages
     assert caught.value.returncode == 1
     assert hkids.taken == 0
+
+
+@pytest.mark.tdx_needs("snapshot")
+def test_host_whose_kvm_has_no_tdx_is_told_so(tdx_host: TdxHost, qemu_tds: QemuTds) -> None:
+    tdx_host.poison("KVM was loaded without TDX")
+    kvm_modules.reload(tdx_host.agent, parameters="tdx=0 nested=0")
+    with pytest.raises(QemuLaunchFailed) as caught:
+        qemu_tds.start()
+    assert complaints(caught.value.output) == ("-accel kvm: vm-type TDX not supported by KVM",)
+    assert caught.value.returncode == 1
 
 
 def test_qemu_that_is_not_there_is_an_error_of_its_own(hkids: Hkids, qemu_tds: QemuTds) -> None:
