@@ -67,7 +67,7 @@ def test_sigkill_once_the_hkid_is_taken_frees_it(
     hkids: Hkids, qemu_tds: QemuTds, owner: Worker, td_firmware: str
 ) -> None:
     with starting(qemu_tds, owner, firmware=td_firmware) as program:
-        see(program, lambda: hkids.in_use == 1)
+        see(program, lambda: hkids.charged == 1)
     assert hkids.taken == 0
 
 

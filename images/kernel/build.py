@@ -280,7 +280,14 @@ class _Builder:
             steps = (flavours.hook_patches(), additions, self._flavour.patches)
             work = scratch / "patching"
             work.mkdir()
-            changes = work_out(base.read, steps, work, version=version, log=self._log)
+            changes = work_out(
+                base.read,
+                steps,
+                work,
+                version=version,
+                log=self._log,
+                left_out=lambda path: not needed.is_needed(path),
+            )
             for path in tree.apply(changes, base):
                 self._log.note(f"written: {path}")
         with self._reporter.step("kernel: comparing KVM's files with the base"):

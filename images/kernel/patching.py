@@ -47,6 +47,12 @@ def paths_of(patch: bytes) -> list[str]:
     return list(found)
 
 
+def without(patch: bytes, passed_over: Callable[[str], bool]) -> bytes:
+    """A patch without its changes to some paths; it is as ``git format-patch`` writes it."""
+    head, *files = re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)
+    return head + b"".join(file for file in files if not any(map(passed_over, paths_of(file))))
+
+
 def work_out(
     original: Callable[[str], bytes | None],
     steps: Iterable[tuple[Path, ...] | Mapping[str, bytes]],
@@ -54,6 +60,7 @@ def work_out(
     *,
     version: str,
     log: Log,
+    left_out: Callable[[str], bool] = lambda path: False,
 ) -> Changes:
     """Apply patches and additions, in order, to the base's files.
 
@@ -61,6 +68,8 @@ def work_out(
     :param steps: each is a series of patches, or a mapping of path → content to add.
     :param work: an empty folder.
     :param version: of the base, for the message.
+    :param left_out: path → whether it may be missing from the base, because no build reads it
+        (documentation); what a patch does to such a file is passed over then.
     :raises PatchError: naming the patch and the file.
     """
     tree = work / "tree"
@@ -81,9 +90,10 @@ def work_out(
                 _write(tree / path, content)
             continue
         for patch in step:
-            for path in paths_of(patch.read_bytes()):
+            content = without(patch.read_bytes(), lambda path: left_out(path) and original(path) is None)
+            for path in paths_of(content):
                 bring(path)
-            _apply(patch, tree, version, log)
+            _apply(patch, content, tree, version, log)
     files = {path: (tree / path).read_bytes() for path in sorted(touched) if (tree / path).is_file()}
     return Changes(
         {path: (content, content.startswith(b"#!")) for path, content in files.items()},
@@ -91,9 +101,11 @@ def work_out(
     )
 
 
-def _apply(patch: Path, tree: Path, version: str, log: Log) -> None:
+def _apply(patch: Path, content: bytes, tree: Path, version: str, log: Log) -> None:
+    part = tree.parent / patch.name
+    part.write_bytes(content)
     command: list[str | Path] = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch"]
-    command += ["--reject-file=-", "-i", patch]
+    command += ["--reject-file=-", "-i", part]
     try:
         run(command, log=log, cwd=tree, what=f"{patch.name} does not apply")
     except CommandError as error:

@@ -101,3 +101,34 @@ def test_a_patch_that_is_already_there_does_not_apply(tmp_path: Path, work: Path
     patch = _patch(tmp_path, "1.patch", _diff("arch/x86/old.c", b"int older;\n", b"int old;\n"))
     with pytest.raises(PatchError):
         work_out(_BASE.get, [(patch,)], work, version="7.3", log=log)
+
+
+def test_what_no_build_reads_may_be_missing_and_is_patched_where_it_is_there(
+    tmp_path: Path, work: Path, log: Log
+) -> None:
+    text, better = b"old words\n", b"new words\n"
+    diffs = (
+        "diff --git a/Documentation/api.rst b/Documentation/api.rst\n",
+        _diff("Documentation/api.rst", text, better),
+        "diff --git a/arch/x86/old.c b/arch/x86/old.c\n",
+        _diff("arch/x86/old.c", _BASE["arch/x86/old.c"], b"int young;\n"),
+    )
+    patch = _patch(tmp_path, "1.patch", *diffs)
+
+    def files(base: dict[str, bytes], folder: str) -> dict[str, bytes]:
+        (work / folder).mkdir()
+        changes = work_out(
+            base.get,
+            [(patch,)],
+            work / folder,
+            version="7.3",
+            log=log,
+            left_out=lambda path: path.startswith("Documentation/"),
+        )
+        return {path: content for path, (content, _) in changes.files.items()}
+
+    assert files(_BASE, "without") == {"arch/x86/old.c": b"int young;\n"}
+    assert files(_BASE | {"Documentation/api.rst": text}, "with") == {
+        "Documentation/api.rst": better,
+        "arch/x86/old.c": b"int young;\n",
+    }

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How user space sets the number of a TD's vCPUs, and when they may come: what the host's contract promises.
+
+A promise is a question with one answer (:class:`fixtures.kvm.contracts.Promise`); what needs more than one
+question stands below.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from fixtures.host import examine
+from fixtures.host.base import TdxHost
+from fixtures.host.examine import Examination
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import calls
+from fixtures.kvm.abi import Cap
+from fixtures.kvm.contracts import Contract, Promise, Refusal, Size
+from fixtures.kvm.errors import KvmError
+from fixtures.kvm.generations import CONTRACTS
+from fixtures.kvm.job import Job
+from fixtures.kvm.judging import Verdict, judge
+from fixtures.kvm.probes import Prober
+from fixtures.kvm.refusals import refused
+from fixtures.kvm.requests import enable_cap
+from fixtures.kvm.td import Td
+
+ROUNDS = 20
+
+OF_FLAVOURS = {"fixed": "upstream"} | {name: name for name in CONTRACTS}
+"""The contract of each flavour that we build."""
+
+
+@pytest.fixture
+def prober(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Prober:
+    """Probes in a process of their own."""
+    return tdx_cleanup.enter_context(examine.prober(tdx_host))
+
+
+@pytest.mark.parametrize("promise", Promise, ids=lambda promise: promise.name.lower().replace("_", "-"))
+def test_promise(promise: Promise, contract: Contract, prober: Prober) -> None:
+    if not contract.offers(promise):
+        pytest.skip(f"the contract {contract.name} says nothing of it")
+    seen = prober.see(promise)
+    verdict = judge(contract, promise, seen, prober.sizes)
+    if verdict is Verdict.NOT_SEEN:
+        pytest.skip(f"cannot be seen on this host: {seen.blind or 'what the TDX module allows'}")
+    assert verdict is Verdict.KEPT, f"{promise}: {seen}; the contract {contract.name} wants " + str(
+        contract.promises[promise]
+    )
+
+
+def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, examination: Examination) -> None:
+    flavour = tdx_host.facts.flavour
+    if flavour not in OF_FLAVOURS:
+        pytest.skip(f"nobody says which contract the kernel {flavour or 'of this host'} is to have")
+    assert str(examination.detection) == OF_FLAVOURS[flavour]
+
+
+# vCPUs without an HKID
+
+
+@pytest.fixture
+def early(contract: Contract) -> None:
+    """The test is about vCPUs before KVM_TDX_INIT_VM."""
+    if contract.errno(Promise.VCPU_BEFORE_INIT):
+        pytest.skip(f"{contract.name} has no vCPU before KVM_TDX_INIT_VM")
+
+
+@pytest.fixture
+def td(prober: Prober, tdx_cleanup: ExitStack) -> Td:
+    """A fresh TD that may be given vCPUs as soon as the contract lets it."""
+    fresh = tdx_cleanup.enter_context(prober.td())
+    if prober.has_cap:
+        fresh.enable_cap(Cap.MAX_VCPUS, prober.usual)
+    return fresh
+
+
+def use_up(hkids: Hkids, prober: Prober, cleanup: ExitStack) -> None:
+    """Leave no HKID free; in the way in which this kernel wants to be asked."""
+    for _ in range(hkids.free):
+        assert prober.ready(cleanup.enter_context(prober.td()), 1).errno == 0
+    assert hkids.free == 0
+
+
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_destination_gets_its_vcpus_when_every_hkid_is_in_use(
+    contract: Contract, prober: Prober, td: Td, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    """The complaint that the suite grew from: where KVM_TDX_INIT_VM has to come first, there is no way."""
+    use_up(hkids, prober, tdx_cleanup)
+    with refused(contract, Promise.VCPU_BEFORE_INIT):
+        td.create_vcpu(0)
+    assert hkids.free == 0
+
+
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_destination_that_has_to_call_init_vm_fails_when_every_hkid_is_in_use(
+    contract: Contract, prober: Prober, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    use_up(hkids, prober, tdx_cleanup)
+    with prober.td() as destination:
+        assert prober.ready(destination, 1).errno == contract.errno(Refusal.INIT_NO_HKID)
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_trace(
+    td: Td, prober: Prober, hkids: Hkids
+) -> None:
+    for ident in range(prober.usual):
+        td.create_vcpu(ident)
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize("cpus", [(0, 0), (0, 1), (1, 0)], ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
+    cpus: tuple[int, int], contract: Contract, prober: Prober, td: Td
+) -> None:
+    """On the CPU where it was made, and on another: KVM keeps lists of the vCPUs of each."""
+    made, initialized = cpus
+    if contract.errno(Promise.INIT_AFTER_VCPU):
+        pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
+    td.worker.call(calls.affinity([made]))
+    vcpu = td.create_vcpu(0)
+    td.worker.call(calls.affinity([initialized]))
+    assert prober.init(td, prober.usual if prober.has_number else 0).errno == 0
+    vcpu.set_cpuid2()
+    vcpu.init_vcpu()
+    td.create_vcpu(1)
+
+
+# the capability and vCPUs at once
+
+
+def errno_of(job: Job[int]) -> int:
+    """How a request ended."""
+    try:
+        job.result()
+    except KvmError as error:
+        return error.errno
+    return 0
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_no_more_vcpus_than_the_number_that_raced_with_them(
+    contract: Contract, prober: Prober, tdx_host: TdxHost
+) -> None:
+    """Two threads create a vCPU each while a third sets the number to 1: it is in time, or it is told so."""
+    if contract.errno(Promise.CAP_LOWER):
+        pytest.skip(f"{contract.name} lets nobody set the number")
+    too_late = contract.errno(Promise.CAP_AFTER_VCPU)
+    for _ in range(ROUNDS):
+        with prober.td() as td:
+            if contract.default is Size.NONE:
+                td.enable_cap(Cap.MAX_VCPUS, 2)
+            first, second, third = tdx_host.agent.barrier(3)
+            lowering = td.worker.start(enable_cap(td.fd, Cap.MAX_VCPUS, 1, barrier=first))
+            creating = [
+                td.worker.start(td.create_vcpu_call(ident, barrier=place))
+                for ident, place in enumerate((second, third))
+            ]
+            made = [errno_of(job) for job in creating].count(0)
+            outcome = (errno_of(lowering), made, td.check_extension(Cap.MAX_VCPUS) >= made)
+            assert outcome in ((0, 1, True), (too_late, 2, True))
