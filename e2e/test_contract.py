@@ -7,15 +7,17 @@ question stands below.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import pytest
 
 from fixtures.host import examine
 from fixtures.host.base import TdxHost
+from fixtures.host.cpus import Cpus
 from fixtures.host.examine import Examination
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import calls
+from fixtures.kvm import calls, stages, talk
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.contracts import Contract, Promise, Refusal, Size
 from fixtures.kvm.errors import KvmError
@@ -25,6 +27,7 @@ from fixtures.kvm.judging import Verdict, judge
 from fixtures.kvm.probes import Prober
 from fixtures.kvm.refusals import refused
 from fixtures.kvm.requests import enable_cap
+from fixtures.kvm.stages import Region
 from fixtures.kvm.td import Td
 
 ROUNDS = 20
@@ -132,6 +135,48 @@ def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
     vcpu.set_cpuid2()
     vcpu.init_vcpu()
     td.create_vcpu(1)
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.usefixtures("early")
+def test_td_whose_vcpus_came_first_runs_like_any_other(
+    contract: Contract, prober: Prober, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
+) -> None:
+    if contract.errno(Promise.INIT_AFTER_VCPU):
+        pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
+    number = prober.usual if prober.has_number else 0
+    params = stages.default_params(prober.worker).replace(max_vcpus=number)
+    built = tdx_cleanup.enter_context(stages.created(prober.worker))
+    built.create_vcpus(2).init(params).initialize_vcpus()
+    built.populate(Region.firmware(payloads["hello"])).finalize()
+    assert [talk.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("cpu-hotplug")
+@pytest.mark.usefixtures("early")
+def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
+    contract: Contract,
+    prober: Prober,
+    tdx_host: TdxHost,
+    payloads: Mapping[str, bytes],
+    tdx_cleanup: ExitStack,
+) -> None:
+    """KVM has to know on which CPU it is, though it was there before there was anything to know."""
+    if contract.errno(Promise.INIT_AFTER_VCPU):
+        pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
+    number = prober.usual if prober.has_number else 0
+    params = stages.default_params(prober.worker).replace(max_vcpus=number)
+    cpus = Cpus(tdx_host.agent)
+    built = tdx_cleanup.enter_context(stages.created(prober.worker))
+    tdx_cleanup.callback(cpus.restore)
+    stays, *_, goes = sorted(cpus.all)
+    prober.worker.call(calls.affinity([goes]))
+    built.create_vcpus(1).init(params).initialize_vcpus()
+    built.populate(Region.firmware(payloads["hello"])).finalize()
+    prober.worker.call(calls.affinity([stays]))
+    cpus.offline(goes)
+    assert talk.line(built.vcpus[0]) == "hello from vCPU 0"
 
 
 # the capability and vCPUs at once
