@@ -8,10 +8,11 @@ question stands below.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
+from fixtures.errors import KernelSplat
 from fixtures.host import examine
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
@@ -177,6 +178,31 @@ def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     prober.worker.call(calls.affinity([stays]))
     cpus.offline(goes)
     assert talk.line(built.vcpus[0]) == "hello from vCPU 0"
+
+
+# the capability after the TDX module was told a number
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_finding(
+    "F9",
+    flavours=("option1", "option1a", "option1b", "option1b-optional", "v19"),
+    raises=(KernelSplat, KvmError),
+)
+def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contract, prober: Prober) -> None:
+    """Whoever allows it has to refuse the vCPU, not to find out by a SEAMCALL that fails."""
+    if contract.errno(Promise.CAP_LOWER):
+        pytest.skip(f"{contract.name} lets nobody set the number")
+    with prober.td() as td:
+        assert prober.ready(td, 1).errno == 0
+        prober.cap(td, 2)
+        for ident in range(2):
+            with suppress(KvmError):
+                vcpu = td.create_vcpu(ident)
+                vcpu.set_cpuid2()
+                vcpu.init_vcpu()
+        # A dead VM answers everything with EIO.
+        assert td.check_extension(Cap.MAX_VCPUS) in (1, 2)
 
 
 # the capability and vCPUs at once
