@@ -180,6 +180,11 @@ def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     assert talk.line(built.vcpus[0]) == "hello from vCPU 0"
 
 
+def test_context_of_a_td_is_not_copied(contract: Contract, prober: Prober, td: Td) -> None:
+    with prober.td() as other, refused(contract, Refusal.COPY_CONTEXT):
+        td.enable_cap(Cap.VM_COPY_ENC_CONTEXT_FROM, other.fd)
+
+
 # the capability after the TDX module was told a number
 
 

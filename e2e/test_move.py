@@ -1,0 +1,543 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Intra-host migration: a TD changes its VM and the host never misses a key.
+
+The destination has vCPUs and memory slots, no KVM_TDX_INIT_VM and no HKID.  No Linux can do it yet; what is
+asserted is flavour ``proposed`` (images/kernel/patches/move), ``tdx_vm_move_enc_context_from`` in
+arch/x86/kvm/vmx/tdx.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.cgroup import Cgroup
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import crowd, stages, talk
+from fixtures.kvm.abi import Cap
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.errors import KvmError
+from fixtures.kvm.exits import MapGpaExit
+from fixtures.kvm.stages import Assembly, Region
+from fixtures.kvm.truth import Truth
+from fixtures.kvm.worker import Worker
+
+pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
+
+COMMON = 1 << 31
+MEMORY_STEPS = 9
+"""What the payload ``memory`` tells and asks for."""
+VECTOR = 0x51
+READY = 0x1000000
+
+
+def twin_of(source: Assembly, cleanup: ExitStack, worker: Worker | None = None) -> Assembly:
+    """A destination for a TD."""
+    return cleanup.enter_context(source.twin(worker))
+
+
+def count(built: Assembly) -> list[int]:
+    """Let each vCPU count once in its own and once in common memory, and leave it where it may be moved."""
+    told = []
+    for vcpu in built.vcpus:
+        told += talk.told(vcpu, 2)
+        vcpu.complete()
+    return told
+
+
+def counted(step: int, vcpus: int = 1) -> list[int]:
+    """What :func:`count` gives the so-manieth time."""
+    return [
+        value
+        for index in range(vcpus)
+        for value in (index << 24 | step, COMMON | ((step - 1) * vcpus + index + 1))
+    ]
+
+
+def step(built: Assembly) -> int | str:
+    """A number that the guest tells, or a conversion that it asks for and gets."""
+    vcpu = built.vcpus[0]
+    found = vcpu.run()
+    if isinstance(found, MapGpaExit):
+        built.td.set_memory_attributes(found.gpa, found.size, private=found.private)
+        told: int | str = "private" if found.private else "shared"
+    else:
+        told = talk.value_of(found)
+    vcpu.complete()
+    return told
+
+
+def errno_of(request: Callable[[], object]) -> int:
+    """How a request ends."""
+    try:
+        request()
+    except KvmError as error:
+        return error.errno
+    return 0
+
+
+# it goes on
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_counts_on_in_the_destination_without_a_lost_or_repeated_step(
+    vcpus: int, launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    source = launch("count", vcpus=vcpus)
+    assert [count(source), count(source)] == [counted(1, vcpus), counted(2, vcpus)]
+    twin = twin_of(source, tdx_cleanup).take_over(source)
+    assert [count(twin), count(twin)] == [counted(3, vcpus), counted(4, vcpus)]
+    assert hkids.taken == 1
+    source.close()
+    assert count(twin) == counted(5, vcpus)
+    assert hkids.taken == 1
+    twin.close()
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_sees_nothing_but_vcpus_that_change_their_place(
+    tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, truth: Truth
+) -> None:
+    """The module's own history: no key, no page and no TD was made, freed or changed at any instant."""
+    source = launch("count")
+    count(source)
+    before, leaves = truth.snapshot(), truth.leaves()
+    twin = twin_of(source, tdx_cleanup).take_over(source)
+    called = {name for name, leaf in truth.leaves().items() if leaf.calls != leaves[name].calls}
+    after = truth.snapshot()
+    assert called <= {"TDH.VP.FLUSH", "TDH.VP.WR"}
+    assert (after.keys, after.pages) == (before.keys, before.pages)
+    assert [td.tdr for td in after.tds] == [td.tdr for td in before.tds]
+    assert count(twin) == counted(2)
+
+
+def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    source = launch("interrupt")
+    assert talk.told(source.vcpus[0], 2) == [1, READY]
+    source.vcpus[0].complete()
+    assert source.td.signal_msi(VECTOR) == 1
+    twin = twin_of(source, tdx_cleanup).take_over(source)
+    assert talk.value_of(twin.vcpus[0].run()) == 2
+    running = twin.vcpus[0].start()
+    assert twin.td.signal_msi(VECTOR) == 1
+    assert talk.value_of(running.result()) == 3
+
+
+def test_memory_is_accepted_and_converted_as_if_nothing_had_happened(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """With a move before each of the guest's steps, in the middle of its conversions too."""
+    region = Region(0x100000, 16 * 4096)
+    still = launch("memory", regions=[region])
+    wanted = [step(still) for _ in range(MEMORY_STEPS)]
+    built = launch("memory", regions=[region])
+    heard = []
+    for _ in range(MEMORY_STEPS):
+        built = twin_of(built, tdx_cleanup).take_over(built)
+        heard.append(step(built))
+    assert heard == wanted
+    # Two conversions, and what it read there.
+    assert wanted[3] == "shared"
+    assert wanted[6] == "private"
+
+
+def test_moves_ten_times_and_never_back_to_the_dead(
+    launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    first = built = launch("count")
+    for step in range(1, 11):
+        assert count(built) == counted(step)
+        built = twin_of(built, tdx_cleanup).take_over(built)
+        assert hkids.taken == 1
+    assert errno_of(lambda: first.take_over(built)) == errno.EIO
+    assert count(built) == counted(11)
+
+
+def test_source_is_dead_and_closes_in_any_order(launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack) -> None:
+    for order in itertools.permutations(range(3)):
+        source = launch("count")
+        count(source)
+        twin = twin_of(source, tdx_cleanup).take_over(source)
+        assert errno_of(source.td.init_vm) == errno.EIO
+        assert errno_of(source.vcpus[0].run) == errno.EIO
+        pins = source.pins()
+        for place in order:
+            pins[place].close()
+            assert hkids.taken == 1
+        assert count(twin) == counted(2)
+        twin.close()
+        assert hkids.taken == 0
+
+
+def test_goes_on_when_the_sources_process_is_killed(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    old, new = (tdx_cleanup.enter_context(tdx_host.agent.spawn()) for _ in range(2))
+    source = launch("count", owner=old)
+    count(source)
+    twin = twin_of(source, tdx_cleanup, new).take_over(source)
+    old.kill()
+    old.wait()
+    assert count(twin) == counted(2)
+    assert hkids.taken == 1
+
+
+def test_source_killed_before_the_move_takes_its_td_along(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    old, new = (tdx_cleanup.enter_context(tdx_host.agent.spawn()) for _ in range(2))
+    source = launch("count", owner=old)
+    twin = twin_of(source, tdx_cleanup, new)
+    old.kill()
+    old.wait()
+    assert hkids.taken == 0
+    twin.close()
+
+
+# keys
+
+
+@pytest.mark.parametrize(
+    "keyids",
+    [pytest.param(3, marks=pytest.mark.tdx_host(keyids=3)), pytest.param(16, id="usual")],
+)
+def test_moves_when_every_hkid_is_in_use(
+    keyids: int, kvm: Kvm, launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    source = launch("count")
+    count(source)
+    crowd.initialized(kvm, hkids.free)
+    assert hkids.free == 0
+    twin = twin_of(source, tdx_cleanup).take_over(source)
+    assert hkids.free == 0
+    assert count(twin) == counted(2)
+
+
+def test_naive_destination_takes_a_key_and_is_refused(
+    launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    source = launch("count")
+    count(source)
+    twin = twin_of(source, tdx_cleanup)
+    twin.td.init_vm()
+    assert hkids.taken == 2
+    assert errno_of(lambda: twin.take_over(source)) == errno.EINVAL
+    assert count(source) == counted(2)
+    twin.close()
+    assert hkids.taken == 1
+
+
+def test_naive_destination_cannot_be_had_when_every_hkid_is_in_use(
+    kvm: Kvm, launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    source = launch("count")
+    twin = twin_of(source, tdx_cleanup)
+    crowd.initialized(kvm, hkids.free)
+    assert errno_of(twin.td.init_vm) == errno.ENOSPC
+    twin.take_over(source)
+    assert count(twin) == counted(1)
+
+
+# cgroups
+
+
+@pytest.fixture
+def pair(tdx_cgroup: Cgroup) -> tuple[Cgroup, Cgroup]:
+    """Two cgroups below one."""
+    return tdx_cgroup.child("old"), tdx_cgroup.child("new")
+
+
+def moved_between(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, cleanup: ExitStack
+) -> tuple[Assembly, Assembly]:
+    """A TD of a process in the first cgroup, and a destination for it in the second."""
+    old, new = (cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path)) for group in pair)
+    source = launch("count", owner=old)
+    count(source)
+    return source, twin_of(source, cleanup, new)
+
+
+def test_charge_moves_to_the_destinations_cgroup(
+    pair: tuple[Cgroup, Cgroup],
+    tdx_cgroup: Cgroup,
+    tdx_host: TdxHost,
+    launch: Launch,
+    tdx_cleanup: ExitStack,
+) -> None:
+    source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    assert [group.current for group in pair] == [1, 0]
+    twin.take_over(source)
+    assert [group.current for group in pair] == [0, 1]
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (1, 1)
+    source.close()
+    assert [group.current for group in pair] == [0, 1]
+    twin.close()
+    assert [group.current for group in pair] == [0, 0]
+
+
+def test_limits_of_the_source_and_of_what_both_have_in_common_do_not_matter(
+    pair: tuple[Cgroup, Cgroup],
+    tdx_cgroup: Cgroup,
+    tdx_host: TdxHost,
+    launch: Launch,
+    tdx_cleanup: ExitStack,
+) -> None:
+    source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    tdx_cgroup.max = 1
+    pair[0].max = 0
+    twin.take_over(source)
+    assert [group.current for group in (*pair, tdx_cgroup)] == [0, 1, 1]
+    assert count(twin) == counted(2)
+
+
+def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    pair[1].max = 0
+    assert errno_of(lambda: twin.take_over(source)) == errno.EBUSY
+    assert [group.current for group in pair] == [1, 0]
+    assert pair[1].events_local == 1
+    assert count(source) == counted(2)
+    pair[1].max = 1
+    twin.take_over(source)
+    assert [group.current for group in pair] == [0, 1]
+    assert count(twin) == counted(3)
+
+
+# refusals, after which both still work
+
+
+def initialized(source: Assembly) -> Assembly:
+    built = stages.created(source.worker)
+    built.init()
+    return built
+
+
+def fewer(source: Assembly) -> Assembly:
+    twin = source.twin()
+    twin.close()
+    other = stages.created(source.worker)
+    for placed in source.placed:
+        other._link(placed)
+    return other
+
+
+def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cleanup: ExitStack) -> None:
+    source = launch("count")
+    step = itertools.count(1)
+    assert count(source) == counted(next(step))
+
+    def refused(wanted: int, request: Callable[[], object]) -> None:
+        assert errno_of(request) == wanted
+        assert count(source) == counted(next(step))
+
+    def no_vcpu() -> None:
+        with stages.created(source.worker) as other:
+            for placed in source.placed:
+                other._link(placed)
+            other.take_over(source)
+
+    def no_memory() -> None:
+        with stages.created(source.worker) as other:
+            other.create_vcpus(1)
+            other.vcpus[0].set_cpuid2()
+            other.take_over(source)
+
+    def other_memory() -> None:
+        with stages.created(source.worker) as other:
+            other.create_vcpus(1)
+            other.vcpus[0].set_cpuid2()
+            other.place(*(placed.region for placed in source.placed))
+            other.take_over(source)
+
+    def no_cpuid() -> None:
+        with stages.created(source.worker) as other:
+            other.create_vcpus(1)
+            for placed in source.placed:
+                other._link(placed)
+            other.take_over(source)
+
+    def other_id() -> None:
+        with stages.created(source.worker) as other:
+            other.td.split_irqchip()
+            with other.td.create_vcpu(1) as vcpu:
+                vcpu.set_cpuid2()
+                for placed in source.placed:
+                    other._link(placed)
+                other.take_over(source)
+
+    def not_finalized() -> None:
+        with stages.with_vcpus(source.worker) as young, young.twin() as other:
+            other.take_over(young)
+
+    def no_td() -> None:
+        with kvm.create_vm() as vm, source.twin() as other:
+            other.td.enable_cap(Cap.VM_MOVE_ENC_CONTEXT_FROM, vm.fd)
+
+    def to_no_td() -> None:
+        with kvm.create_vm() as vm:
+            vm.enable_cap(Cap.VM_MOVE_ENC_CONTEXT_FROM, source.td.fd)
+
+    def no_vm() -> None:
+        with source.twin() as other:
+            other.td.enable_cap(Cap.VM_MOVE_ENC_CONTEXT_FROM, source.vcpus[0].fd)
+
+    for wanted, request in (
+        (errno.EINVAL, no_vcpu),
+        (errno.EINVAL, no_memory),
+        (errno.EINVAL, other_memory),
+        (errno.EINVAL, no_cpuid),
+        (errno.EINVAL, other_id),
+        (errno.EINVAL, not_finalized),
+        (errno.EINVAL, no_td),
+        (errno.EINVAL, to_no_td),
+        (errno.EBADF, no_vm),
+        (errno.EINVAL, lambda: source.take_over(source)),
+    ):
+        refused(wanted, request)
+    twin = twin_of(source, tdx_cleanup).take_over(source)
+    assert count(twin) == counted(next(step))
+
+
+def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    source = launch("count")
+    talk.told(source.vcpus[0], 2)
+    twin = twin_of(source, tdx_cleanup)
+    assert errno_of(lambda: twin.take_over(source)) == errno.EBUSY
+    source.vcpus[0].complete()
+    twin.take_over(source)
+    assert count(twin) == counted(2)
+
+
+def test_vcpu_that_runs_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    source = launch("spin")
+    assert talk.told(source.vcpus[0], 1) == [1]
+    twin = twin_of(source, tdx_cleanup)
+    running = source.vcpus[0].start()
+    while running.done() or errno_of(lambda: twin.take_over(source)) != errno.EBUSY:
+        assert not running.done()
+    running.stop()
+    twin.take_over(source)
+
+
+# the memory before and after
+
+
+def test_linked_memory_is_the_sources_until_the_move(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    """A destination that is made a TD of its own gets none of it, and nobody is harmed."""
+    source = launch("count")
+    count(source)
+    twin = twin_of(source, tdx_cleanup)
+    twin.td.init_vm()
+    twin.vcpus[0].init_vcpu()
+    region = twin.placed[0].region
+    with pytest.raises(KvmError) as caught:
+        twin.vcpus[0].init_mem_region(bytes(4096), region.gpa)
+    assert caught.value.errno == errno.EACCES
+    assert count(source) == counted(2)
+
+
+@pytest.mark.parametrize("wrong", ["flags", "reserved", "own", "no memfd", "no fd", "plain VM"])
+def test_link_is_refused(wrong: str, launch: Launch, kvm: Kvm, owner: Worker) -> None:
+    source = launch("count")
+    memfd = source.memfds[0].fd
+    with stages.created(owner) as other, kvm.create_vm() as plain:
+        vm = {"own": source.td, "plain VM": plain}.get(wrong, other.td)
+        fd = {"no memfd": source.td.fd, "no fd": (1 << 31) - 1}.get(wrong, memfd)
+        made = errno_of(
+            lambda: vm.link_guest_memfd(
+                fd, flags=int(wrong == "flags"), reserved=(int(wrong == "reserved"), 0, 0, 0, 0, 0)
+            )
+        )
+    assert made == (errno.EBADF if wrong == "no fd" else errno.EINVAL)
+
+
+# races and many moves
+
+MOVES, WARM_UP = 10_000, 500
+GROWTH_KIB = 1024
+"""Slabs come and go by some hundred KiB; a single object of 128 bytes that each move lost would be 1,200."""
+
+
+def unreclaimable(host: TdxHost) -> int:
+    """KiB of kernel memory in slabs that nothing can shrink."""
+    for line in host.agent.read_text("/proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if name == "SUnreclaim":
+            return int(value.split()[0])
+    raise AssertionError("/proc/meminfo has no SUnreclaim")
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_of_two_destinations_one_gets_the_td(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    for _ in range(10):
+        source = launch("count")
+        count(source)
+        twins = [twin_of(source, tdx_cleanup) for _ in range(2)]
+        jobs = [
+            twin.worker.start(twin.take_over_call(source, barrier=place))
+            for twin, place in zip(twins, tdx_host.agent.barrier(2), strict=True)
+        ]
+        ended = [errno_of(job.result) for job in jobs]
+        assert sorted(ended)[0] == 0
+        assert sorted(ended)[1] in (errno.EBUSY, errno.EIO)
+        assert count(twins[ended.index(0)]) == counted(2)
+        assert hkids.taken == 1
+        for built in (source, *twins):
+            built.close()
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_moves_that_cross_do_not_stand_in_each_others_way(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    """A to B while B is to A: neither is a destination, and the locks are taken in one order."""
+    for _ in range(10):
+        pair = [launch("count") for _ in range(2)]
+        jobs = [
+            built.worker.start(built.take_over_call(other, barrier=place))
+            for built, other, place in zip(pair, reversed(pair), tdx_host.agent.barrier(2), strict=True)
+        ]
+        assert {errno_of(job.result) for job in jobs} <= {errno.EINVAL, errno.EBUSY}
+        assert [count(built) for built in pair] == [counted(1), counted(1)]
+        assert hkids.taken == 2
+        for built in pair:
+            built.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.tdx_needs("ground-truth")
+def test_ten_thousand_moves_leave_nothing(
+    launch: Launch, hkids: Hkids, tdx_host: TdxHost, truth: Truth
+) -> None:
+    built = launch("count")
+
+    def move(times: int) -> Assembly:
+        now = built
+        for _ in range(times):
+            twin = now.twin()
+            twin.take_over(now)
+            now.close()
+            now = twin
+        return now
+
+    built = move(WARM_UP)
+    pages, slab = truth.snapshot().pages, unreclaimable(tdx_host)
+    for round_ in range(10):
+        built = move((MOVES - WARM_UP) // 10)
+        assert count(built) == counted(round_ + 1)
+    assert truth.snapshot().pages == pages
+    assert unreclaimable(tdx_host) - slab < GROWTH_KIB
+    assert hkids.taken == 1
