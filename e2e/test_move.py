@@ -19,14 +19,15 @@ from e2e.launch import Launch
 from fixtures.cgroup import Cgroup
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd, stages, talk
-from fixtures.kvm.abi import Cap
+from fixtures.kvm import calls, crowd, stages, talk
+from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Cap
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.exits import MapGpaExit
+from fixtures.kvm.requests import enable_cap
 from fixtures.kvm.stages import Assembly, Region
 from fixtures.kvm.truth import Truth
-from fixtures.kvm.worker import Worker
+from fixtures.kvm.worker import Worker, batch_call
 
 pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
 
@@ -316,21 +317,6 @@ def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
 # refusals, after which both still work
 
 
-def initialized(source: Assembly) -> Assembly:
-    built = stages.created(source.worker)
-    built.init()
-    return built
-
-
-def fewer(source: Assembly) -> Assembly:
-    twin = source.twin()
-    twin.close()
-    other = stages.created(source.worker)
-    for placed in source.placed:
-        other._link(placed)
-    return other
-
-
 def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cleanup: ExitStack) -> None:
     source = launch("count")
     step = itertools.count(1)
@@ -514,6 +500,81 @@ def test_moves_that_cross_do_not_stand_in_each_others_way(
         assert hkids.taken == 2
         for built in pair:
             built.close()
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_vcpu_that_is_created_meanwhile_is_there_or_not(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    """One more in the destination: the move comes too late for it, or it is one too many for the move."""
+    for _ in range(10):
+        source = launch("count")
+        count(source)
+        twin = twin_of(source, tdx_cleanup)
+        first, second = tdx_host.agent.barrier(2)
+        moving = twin.worker.start(twin.take_over_call(source, barrier=first))
+        creating = twin.worker.start(twin.td.create_vcpu_call(1, barrier=second))
+        moved, created = errno_of(moving.result), errno_of(creating.result)
+        assert (moved, created) in (
+            (0, errno.EIO),
+            (errno.EINVAL, 0),
+            (errno.EBUSY, 0),
+        )
+        assert count(source if moved else twin) == counted(2)
+        assert hkids.taken == 1
+        source.close()
+        twin.close()
+        if not created:
+            twin.worker.close_fd(creating.result())
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_memory_can_be_taken_from_the_td_meanwhile(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack, truth: Truth
+) -> None:
+    """A hole is punched into memory that the guest has, but does not use."""
+    spare = Region(0x100000, 64 * 4096, data=bytes(64 * 4096))
+    for _ in range(10):
+        source = launch("count", regions=[spare])
+        count(source)
+        twin = twin_of(source, tdx_cleanup)
+        first, second = tdx_host.agent.barrier(2)
+        moving = twin.worker.start(twin.take_over_call(source, barrier=first))
+        memfd = source.placed[-1].memfd.fd
+        hole = calls.fallocate(memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, spare.size)
+        punching = source.worker.start(batch_call([calls.barrier(second), hole]))
+        moved = errno_of(moving.result)
+        # Who walks the page tables is in the way; user space tries again.
+        assert moved in (0, errno.EBUSY)
+        assert punching.result()[1].ret == 0
+        assert count(source if moved else twin) == counted(2)
+        source.close()
+        twin.close()
+        assert hkids.taken == 0
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_source_that_is_killed_meanwhile_is_moved_or_gone(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    """With its process go its guest_memfds, and with them the guest's memory, unless they are the twin's."""
+    new = tdx_cleanup.enter_context(tdx_host.agent.spawn())
+    for _ in range(5):
+        old = tdx_cleanup.enter_context(tdx_host.agent.spawn())
+        source = launch("count", owner=old)
+        count(source)
+        twin = twin_of(source, tdx_cleanup, new)
+        fd = old.send_fd(source.td.fd, new)
+        moving = new.start(enable_cap(twin.td.fd, Cap.VM_MOVE_ENC_CONTEXT_FROM, fd))
+        old.kill()
+        old.wait()
+        moved = errno_of(moving.result)
+        assert moved in (0, errno.EINVAL, errno.EBUSY)
+        if not moved:
+            assert count(twin) == counted(2)
+        new.close_fd(fd)
+        assert hkids.taken == (0 if moved else 1)
+        twin.close()
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def _inputs(flavour: Flavour, base: dict[str, object]) -> dict[str, object]:
         "flavour": flavour.name,
         "kvm_unchanged": flavour.kvm_unchanged,
         **_patch_inputs(flavour),
-        "config": file_sha256(_HERE / "fragment.config"),
+        "config": [file_sha256(_HERE / name) for name in flavour.fragments],
         "recipe": digest_files(_HERE, _RECIPE) | digest_files(_HERE.parent, ("ext4.py",)),
         "tools": tools.versions("gcc", "ld", "make", "mke2fs"),
     }
@@ -200,7 +200,7 @@ class _Builder:
             memory = package.Memory(self._cache)
             found = self._cache.find(KIND, _label(self._flavour, self._request), digest_inputs(inputs))
             if found is None:
-                tree = KeptTree(folder)
+                tree = KeptTree(folder, self._flavour.config)
                 found = self._build(tree, PackageBase(tree, known["kvm"]), source.upstream, inputs)
             memory.remember(self._request.version, source)
             return found
@@ -235,7 +235,7 @@ class _Builder:
                 return found
             self._cache.require_space(package.UNPACKED_BYTES + _OUT_BYTES, "the copy of the kernel tree")
             folder.mkdir(parents=True, exist_ok=True)
-            tree = KeptTree(folder)
+            tree = KeptTree(folder, self._flavour.config)
             with self._reporter.step(f"kernel: copying what changed in {user.folder}"):
                 moved = user.copy_to(tree)
                 self._log.note(f"{moved} files differed from the copy")
@@ -305,16 +305,21 @@ class _Builder:
         return compared
 
     def _configure(self, tree: KeptTree) -> None:
-        fragment = _HERE / "fragment.config"
         with self._reporter.step("kernel: configuring"):
             tree.out.mkdir(exist_ok=True)
+            fragment = tree.out / "fragment.config"
+            asked: dict[str, str] = {}
+            for name in self._flavour.fragments:
+                asked |= config.parse((_HERE / name).read_text())
+            fragment.write_text("".join(f"{symbol}={value}\n" for symbol, value in asked.items()))
             self._run_make(tree, ["allnoconfig"], {"KCONFIG_ALLCONFIG": str(fragment)}, "configuring failed")
             got = config.parse((tree.out / ".config").read_text())
-        refused = config.not_taken(config.parse(fragment.read_text()), got)
+        refused = config.not_taken(asked, got)
         if refused:
             raise BuildError(
                 f"the kernel's configuration does not take {', '.join(refused)}",
-                hint=f"a dependency is missing, or the symbol is gone: see {fragment}",
+                hint="a dependency is missing, or the symbol is gone: see "
+                f"{' and '.join(self._flavour.fragments)} in {_HERE}",
                 log=self._log.path,
             )
 

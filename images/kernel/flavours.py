@@ -19,12 +19,19 @@ class Flavour:
 
     :param patches: its own patches, in order; the hooks are not among them.
     :param kvm_unchanged: the build has to prove that KVM's sources are those of the base.
+    :param config: name of a configuration on top of the usual one, empty for none.
     """
 
     name: str
     summary: str
     patches: tuple[Path, ...]
     kvm_unchanged: bool
+    config: str = ""
+
+    @property
+    def fragments(self) -> tuple[str, ...]:
+        """The files here that its configuration is made of; a later one has the last word."""
+        return ("fragment.config", *([f"{self.config}.config"] if self.config else []))
 
 
 def hook_patches(folder: Path = HERE) -> tuple[Path, ...]:
@@ -44,7 +51,7 @@ def load(folder: Path = HERE) -> dict[str, Flavour]:
         raise BuildError(f"{path}: {error}") from error
     found = {}
     for name, table in tables.items():
-        unknown = set(table) - {"summary", "series", "kvm_unchanged"}
+        unknown = set(table) - {"summary", "series", "kvm_unchanged", "config"}
         if unknown:
             raise BuildError(f"{path}: flavour {name}: unknown key {', '.join(sorted(unknown))}")
         patches: list[Path] = []
@@ -54,7 +61,11 @@ def load(folder: Path = HERE) -> dict[str, Flavour]:
                 raise BuildError(f"{path}: flavour {name}: patches/{series} has no patch")
             patches += own
         found[name] = Flavour(
-            name, table.get("summary", ""), tuple(patches), bool(table.get("kvm_unchanged", False))
+            name,
+            table.get("summary", ""),
+            tuple(patches),
+            bool(table.get("kvm_unchanged", False)),
+            table.get("config", ""),
         )
     return found
 

@@ -35,13 +35,14 @@ class Base(Protocol):
 class KeptTree:
     """A source tree and its build folder in the cache.
 
-    :param folder: ``src`` is the tree, ``out`` the build folder; the caller holds the tree's lock.
+    :param folder: ``src`` is the tree; the caller holds the tree's lock.
+    :param config: each configuration has a build folder of its own, ``out`` or ``out-<config>``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: str = "") -> None:
         self.folder = folder
         self.src = folder / "src"
-        self.out = folder / "out"
+        self.out = folder / (f"out-{config}" if config else "out")
         self._originals = folder / "originals"
         self._state = folder / "changed.json"
 
