@@ -12,6 +12,7 @@ import errno
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -361,6 +362,38 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
                     other._link(placed)
                 other.take_over(source)
 
+    def more_vcpus() -> None:
+        with source.twin() as other:
+            other.create_vcpus(1)
+            other.take_over(source)
+
+    def more_memory() -> None:
+        with source.twin() as other:
+            other.place(Region(0x100000, 4096))
+            other.take_over(source)
+
+    def memory_elsewhere() -> None:
+        with source.twin() as other:
+            slot = other.placed[0].slot
+            other.td.delete_slot(slot.slot, slot.gpa)
+            other.td.set_slot(replace(slot, gpa=0x100000))
+            other.take_over(source)
+
+    def less_memory() -> None:
+        with source.twin() as other:
+            slot = other.placed[0].slot
+            other.td.delete_slot(slot.slot, slot.gpa)
+            other.td.set_slot(replace(slot, size=slot.size - 4096))
+            other.take_over(source)
+
+    def another_part_of_the_memory() -> None:
+        with source.twin() as other:
+            slot = other.placed[0].slot
+            other.td.delete_slot(slot.slot, slot.gpa)
+            shifted = replace(slot, guest_memfd_offset=4096, size=slot.size - 4096)
+            other.td.set_slot(shifted)
+            other.take_over(source)
+
     def not_finalized() -> None:
         with stages.with_vcpus(source.worker) as young, young.twin() as other:
             other.take_over(young)
@@ -383,6 +416,11 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
         (errno.EINVAL, other_memory),
         (errno.EINVAL, no_cpuid),
         (errno.EINVAL, other_id),
+        (errno.EINVAL, more_vcpus),
+        (errno.EINVAL, more_memory),
+        (errno.EINVAL, memory_elsewhere),
+        (errno.EINVAL, less_memory),
+        (errno.EINVAL, another_part_of_the_memory),
         (errno.EINVAL, not_finalized),
         (errno.EINVAL, no_td),
         (errno.EINVAL, to_no_td),
