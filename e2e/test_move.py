@@ -329,8 +329,7 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
 
     def no_vcpu() -> None:
         with stages.created(source.worker) as other:
-            for placed in source.placed:
-                other._link(placed)
+            other.link(*source.placed)
             other.take_over(source)
 
     def no_memory() -> None:
@@ -349,8 +348,7 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
     def no_cpuid() -> None:
         with stages.created(source.worker) as other:
             other.create_vcpus(1)
-            for placed in source.placed:
-                other._link(placed)
+            other.link(*source.placed)
             other.take_over(source)
 
     def other_id() -> None:
@@ -358,8 +356,7 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
             other.td.split_irqchip()
             with other.td.create_vcpu(1) as vcpu:
                 vcpu.set_cpuid2()
-                for placed in source.placed:
-                    other._link(placed)
+                other.link(*source.placed)
                 other.take_over(source)
 
     def more_vcpus() -> None:
