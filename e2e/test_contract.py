@@ -155,6 +155,7 @@ def test_td_whose_vcpus_came_first_runs_like_any_other(
 
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_needs("cpu-hotplug")
+@pytest.mark.tdx_finding("F10", flavours=("proposed-debug",), raises=(KernelSplat,))
 @pytest.mark.usefixtures("early")
 def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     contract: Contract,
