@@ -21,9 +21,8 @@ from fixtures.host.hkids import Hkids
 from fixtures.kvm import calls, stages, talk
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.contracts import Contract, Promise, Refusal, Size
-from fixtures.kvm.errors import KvmError
+from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.generations import CONTRACTS
-from fixtures.kvm.job import Job
 from fixtures.kvm.judging import Verdict, judge
 from fixtures.kvm.probes import Prober
 from fixtures.kvm.refusals import refused
@@ -43,7 +42,7 @@ def prober(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Prober:
     return tdx_cleanup.enter_context(examine.prober(tdx_host))
 
 
-@pytest.mark.parametrize("promise", Promise, ids=lambda promise: promise.name.lower().replace("_", "-"))
+@pytest.mark.parametrize("promise", Promise, ids=lambda promise: promise.test_id)
 def test_promise(promise: Promise, contract: Contract, prober: Prober) -> None:
     if not contract.offers(promise):
         pytest.skip(f"the contract {contract.name} says nothing of it")
@@ -74,11 +73,17 @@ def early(contract: Contract) -> None:
 
 
 @pytest.fixture
+def init_may_follow(early: None, contract: Contract) -> None:
+    """The test is about KVM_TDX_INIT_VM after a vCPU."""
+    if contract.errno(Promise.INIT_AFTER_VCPU):
+        pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
+
+
+@pytest.fixture
 def td(prober: Prober, tdx_cleanup: ExitStack) -> Td:
     """A fresh TD that may be given vCPUs as soon as the contract lets it."""
     fresh = tdx_cleanup.enter_context(prober.td())
-    if prober.has_cap:
-        fresh.enable_cap(Cap.MAX_VCPUS, prober.usual)
+    prober.choose(fresh, prober.usual)
     return fresh
 
 
@@ -120,35 +125,29 @@ def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_t
 
 
 @pytest.mark.tdx_host(cpus=2)
-@pytest.mark.usefixtures("early")
+@pytest.mark.usefixtures("init_may_follow")
 @pytest.mark.parametrize("cpus", [(0, 0), (0, 1), (1, 0)], ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
-    cpus: tuple[int, int], contract: Contract, prober: Prober, td: Td
+    cpus: tuple[int, int], prober: Prober, td: Td
 ) -> None:
     """On the CPU where it was made, and on another: KVM keeps lists of the vCPUs of each."""
     made, initialized = cpus
-    if contract.errno(Promise.INIT_AFTER_VCPU):
-        pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
     td.worker.call(calls.affinity([made]))
     vcpu = td.create_vcpu(0)
     td.worker.call(calls.affinity([initialized]))
-    assert prober.init(td, prober.usual if prober.has_number else 0).errno == 0
+    assert prober.init_for(td, prober.usual).errno == 0
     vcpu.set_cpuid2()
     vcpu.init_vcpu()
     td.create_vcpu(1)
 
 
 @pytest.mark.tdx_host(cpus=2)
-@pytest.mark.usefixtures("early")
+@pytest.mark.usefixtures("init_may_follow")
 def test_td_whose_vcpus_came_first_runs_like_any_other(
-    contract: Contract, prober: Prober, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
+    prober: Prober, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
 ) -> None:
-    if contract.errno(Promise.INIT_AFTER_VCPU):
-        pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
-    number = prober.usual if prober.has_number else 0
-    params = stages.default_params(prober.worker).replace(max_vcpus=number)
     built = tdx_cleanup.enter_context(stages.created(prober.worker))
-    built.create_vcpus(2).init(params).initialize_vcpus()
+    built.create_vcpus(2).init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
     assert [talk.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
 
@@ -156,25 +155,20 @@ def test_td_whose_vcpus_came_first_runs_like_any_other(
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_needs("cpu-hotplug")
 @pytest.mark.tdx_finding("F10", flavours=("proposed-debug",), raises=(KernelSplat,))
-@pytest.mark.usefixtures("early")
+@pytest.mark.usefixtures("init_may_follow")
 def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
-    contract: Contract,
     prober: Prober,
     tdx_host: TdxHost,
     payloads: Mapping[str, bytes],
     tdx_cleanup: ExitStack,
 ) -> None:
     """KVM has to know on which CPU it is, though it was there before there was anything to know."""
-    if contract.errno(Promise.INIT_AFTER_VCPU):
-        pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
-    number = prober.usual if prober.has_number else 0
-    params = stages.default_params(prober.worker).replace(max_vcpus=number)
     cpus = Cpus(tdx_host.agent)
     built = tdx_cleanup.enter_context(stages.created(prober.worker))
     tdx_cleanup.callback(cpus.restore)
     stays, *_, goes = sorted(cpus.all)
     prober.worker.call(calls.affinity([goes]))
-    built.create_vcpus(1).init(params).initialize_vcpus()
+    built.create_vcpus(1).init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
     prober.worker.call(calls.affinity([stays]))
     cpus.offline(goes)
@@ -214,15 +208,6 @@ def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contra
 # the capability and vCPUs at once
 
 
-def errno_of(job: Job[int]) -> int:
-    """How a request ended."""
-    try:
-        job.result()
-    except KvmError as error:
-        return error.errno
-    return 0
-
-
 @pytest.mark.tdx_host(cpus=2)
 def test_no_more_vcpus_than_the_number_that_raced_with_them(
     contract: Contract, prober: Prober, tdx_host: TdxHost
@@ -241,6 +226,6 @@ def test_no_more_vcpus_than_the_number_that_raced_with_them(
                 td.worker.start(td.create_vcpu_call(ident, barrier=place))
                 for ident, place in enumerate((second, third))
             ]
-            made = [errno_of(job) for job in creating].count(0)
-            outcome = (errno_of(lowering), made, td.check_extension(Cap.MAX_VCPUS) >= made)
+            made = [errno_of(job.result) for job in creating].count(0)
+            outcome = (errno_of(lowering.result), made, td.check_extension(Cap.MAX_VCPUS) >= made)
             assert outcome in ((0, 1, True), (too_late, 2, True))

@@ -23,7 +23,7 @@ from fixtures.host.hkids import Hkids
 from fixtures.kvm import calls, crowd, stages, talk
 from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Cap
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.errors import KvmError
+from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.exits import MapGpaExit
 from fixtures.kvm.requests import enable_cap
 from fixtures.kvm.stages import Assembly, Region
@@ -75,15 +75,6 @@ def step(built: Assembly) -> int | str:
     return told
 
 
-def errno_of(request: Callable[[], object]) -> int:
-    """How a request ends."""
-    try:
-        request()
-    except KvmError as error:
-        return error.errno
-    return 0
-
-
 # it goes on
 
 
@@ -106,7 +97,7 @@ def test_counts_on_in_the_destination_without_a_lost_or_repeated_step(
 
 @pytest.mark.tdx_needs("ground-truth")
 def test_module_sees_nothing_but_vcpus_that_change_their_place(
-    tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, truth: Truth
+    launch: Launch, tdx_cleanup: ExitStack, truth: Truth
 ) -> None:
     """The module's own history: no key, no page and no TD was made, freed or changed at any instant."""
     source = launch("count")
@@ -565,7 +556,7 @@ def test_vcpu_that_is_created_meanwhile_is_there_or_not(
 
 @pytest.mark.tdx_host(cpus=2)
 def test_memory_can_be_taken_from_the_td_meanwhile(
-    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack, truth: Truth
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
 ) -> None:
     """A hole is punched into memory that the guest has, but does not use."""
     spare = Region(0x100000, 64 * 4096, data=bytes(64 * 4096))

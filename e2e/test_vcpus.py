@@ -12,7 +12,7 @@ from fixtures.kvm import abi, requests, stages
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.contracts import Contract, Promise, Refusal, Sizes
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.errors import KvmError
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.refusals import refused
 from fixtures.kvm.stages import Assembly, Stage
 from fixtures.kvm.td import Td
@@ -147,12 +147,7 @@ def test_two_at_once_do_not_both_get_the_last_place(
         td.worker.start(td.create_vcpu_call(ident, barrier=place))
         for ident, place in enumerate(tdx_host.agent.barrier(2), start=limit)
     ]
-    refusals = []
-    for job in jobs:
-        try:
-            job.result()
-        except KvmError as error:
-            refusals.append(error.errno)
+    refusals = [number for job in jobs if (number := errno_of(job.result))]
     assert refusals == [contract.errno(Refusal.VCPU_TOO_MANY)]
 
 
