@@ -12,6 +12,7 @@ import pytest
 from e2e.launch import Launch
 from fixtures.deadline import Deadline
 from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.talk import counts, tell
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import talk
 from fixtures.pytest_parts.qemu_fixtures import QemuTds
@@ -21,20 +22,6 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 AFTER_RESET = [1, 2]
 """The second count when there was a reset after the first: shared memory is QEMU's and outlives the TD."""
-
-
-def tell(td: QemuTd, letter: str) -> str:
-    """Type a letter, and give the line that the guest answers."""
-    before = td.console.position
-    td.console.send_line(letter)
-    return td.console.wait_for(".+", Deadline(10, f"the guest's answer to {letter!r}"), since=before)[0]
-
-
-def counts(td: QemuTd) -> list[int]:
-    """The next count: in the boot vCPU's private memory, in shared memory, and those of the other vCPUs."""
-    word, *numbers = tell(td, "c").split()
-    assert word == "count"
-    return [int(number) for number in numbers]
 
 
 def test_guest_says_how_many_vcpus_it_has(hkids: Hkids, qemu_tds: QemuTds) -> None:

@@ -7,6 +7,12 @@
  * c: adds 1 to a number in private and to one in shared memory; "count P S", then the counts of the other vCPUs;
  * s: makes the page with the shared number shared (as it is at the start) and sets it to 0; "shared STATUS";
  * p: makes it private and accepts it; "private STATUS VALUE";
+ * a: counts like that, line after line, until there is another letter, which it takes;
+ * g: "gap MOST NOW": the longest time for which it was not there to listen since the last g, and the time, in
+ *    ticks of the TSC;
+ * m: accepts 16 MiB more, from 16 MiB on; "accepted MIB", or "accepted MIB STATUS" when the TDX module refuses;
+ * q: asks for a quote in the page at 2 MiB minus 4 KiB, which is shared; "quote STATUS"; w: what has become of it,
+ *    "quote STATUS OF-THE-REQUEST" (GHCI: all ones is in flight);
  * f: reports a fatal error, code 0xdead0000, text "payload";
  * r: asks the chipset for a reset; t: triple fault; any other: "what?".  A line's end is no letter.
  */
@@ -19,12 +25,43 @@
 #define RESET_NOW	0x06
 
 #define PAGE_GPA	0x100000UL
+#define QUOTE_GPA	0x1ff000UL
+#define MORE_GPA	0x1000000UL
+#define MORE		0x1000000UL
 #define PAGE		4096UL
 #define MAX_VCPUS	8
+
+#define VMCALL_GET_QUOTE	0x10002
+
+struct quote_header {
+	u64 version, status;
+	u32 in_size, out_size;
+};
 
 static volatile u32 counts[MAX_VCPUS];
 
 static volatile u32 *const shared = (u32 *)(SHARED_VA + PAGE_GPA);
+static volatile struct quote_header *const quote = (struct quote_header *)(SHARED_VA + QUOTE_GPA);
+
+static u64 accepted, last, longest;
+
+static u64 rdtsc(void)
+{
+	u32 low, high;
+
+	asm volatile("rdtsc" : "=a" (low), "=d" (high));
+	return low | (u64)high << 32;
+}
+
+/* Called where it listens: how long was it away? */
+static void measure_gap(void)
+{
+	u64 now = rdtsc();
+
+	if (last && now - last > longest)
+		longest = now - last;
+	last = now;
+}
 
 static void say(char c)
 {
@@ -88,6 +125,45 @@ static void make_private(void)
 		say_word(" ", *(volatile u32 *)PAGE_GPA);
 }
 
+static bool is_told(void)
+{
+	return io(PORT_LSR, 1, 0, 0) & LSR_RECEIVED;
+}
+
+static void count_on(u64 vcpus)
+{
+	while (!is_told() || io(PORT_TEXT, 1, 0, 0) == '\n') {
+		count(vcpus);
+		say('\n');
+	}
+	say_text("stopped");
+}
+
+static void accept_more(void)
+{
+	u64 end = MORE_GPA + accepted + MORE, gpa, status = 0;
+
+	for (gpa = MORE_GPA + accepted; gpa < end && !status; gpa += PAGE)
+		status = tdcall_accept(gpa);
+	if (!status)
+		accepted += MORE;
+	say_word("accepted ", accepted >> 20);
+	if (status)
+		say_word(" ", status);
+}
+
+static void ask_for_quote(void)
+{
+	struct vmcall call = { VMCALL_GET_QUOTE, SHARED_GPA | QUOTE_GPA, PAGE, 0, 0 };
+
+	map_gpa(SHARED_GPA | QUOTE_GPA, PAGE);
+	quote->version = 1;
+	quote->status = 0;
+	quote->in_size = 64;
+	quote->out_size = 0;
+	say_word("quote ", vmcall(&call));
+}
+
 static void do_as_told(char letter, u64 vcpus)
 {
 	struct vmcall fatal = { VMCALL_FATAL, 0xdead0000, 0, 0x64616f6c796170UL, 0 };
@@ -97,6 +173,23 @@ static void do_as_told(char letter, u64 vcpus)
 		return;
 	case 'c':
 		count(vcpus);
+		break;
+	case 'a':
+		count_on(vcpus);
+		break;
+	case 'g':
+		say_word("gap ", longest);
+		say_word(" ", rdtsc());
+		longest = 0;
+		break;
+	case 'm':
+		accept_more();
+		break;
+	case 'q':
+		ask_for_quote();
+		break;
+	case 'w':
+		say_word("quote ", quote->status);
 		break;
 	case 's':
 		share();
@@ -137,7 +230,10 @@ void payload_main(u64 index, u64 rcx)
 	say_word("ready, ", info.vcpus);
 	say_text(" vCPUs\n");
 	for (;;) {
-		if (io(PORT_LSR, 1, 0, 0) & LSR_RECEIVED)
+		measure_gap();
+		if (is_told()) {
 			do_as_told(io(PORT_TEXT, 1, 0, 0), info.vcpus);
+			last = 0;
+		}
 	}
 }

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``migrate`` over QMP moves a running TD: another QEMU has it then, and the host never misses a key.
+
+No QEMU can do it yet; ours can (images/qemu/patches), in the mode cpr-transfer, on a kernel that moves TDs
+(flavour ``proposed``).  The guest is the payload ``console``.  Sources: ``tdx_kvm_post_load`` in
+target/i386/kvm/tdx.c there, ``qmp_migrate`` in migration/migration.c.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import ExitStack
+
+import pytest
+
+from e2e.launch import Launch
+from fixtures.cgroup import Cgroup
+from fixtures.deadline import Deadline
+from fixtures.guests.moving import Destination, Move, moved
+from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.talk import answer, counts, joined, numbers, tell
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import crowd, talk
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.truth import Truth
+from fixtures.kvm.worker import Worker
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.td_command import FIXED_CLOCK
+
+pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
+
+STEPS = ["setup", "active", "device", "completed"]
+AFTER_RESET = [1, 2]
+"""The second count when there was a reset after the first: shared memory outlives the TD."""
+
+
+def moved_once(tds: QemuTds, source: QemuTd, worker: Worker | None = None) -> Destination:
+    """Move a TD to a new QEMU, and let the old one go."""
+    destination = moved(source, tds.destination(source, worker))
+    assert source.quit() == 0
+    return destination
+
+
+def names(td: QemuTd, *which: str) -> list[str]:
+    """The events of some names, in order."""
+    return [event["event"] for event in td.events if event["event"] in which]
+
+
+# it goes on
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_counts_on_without_a_lost_or_repeated_step(vcpus: int, hkids: Hkids, movable_tds: QemuTds) -> None:
+    """It counts and prints while it is moved: in private and in shared memory, in the middle of a line."""
+    source = movable_tds.run(smp=str(vcpus))
+    source.console.send_line("a")
+    source.console.wait_for(r"^count 5 ", Deadline(10, "the guest's first steps"))
+    move = Move(source, destination := movable_tds.destination(source))
+    destination.connect()
+    assert move.end() == "completed"
+    assert move.statuses == STEPS
+    assert (source.status, destination.status) == ("postmigrate", "running")
+    assert hkids.taken == 1
+    destination.console.wait_for(r"^count \d+ \d+", Deadline(10, "steps in the destination"))
+    destination.console.send_line("x")
+    destination.console.wait_for("^stopped$", Deadline(10, "the guest's answer"))
+    assert source.quit() == 0
+    source.console.join(5)
+    _, *lines, last = joined(source.console.since(0), destination.console.since(0))
+    assert last == "stopped"
+    steps = [numbers(line) for line in lines]
+    assert [step[:2] for step in steps] == [[number, number] for number in range(1, len(steps) + 1)]
+    assert all(before[2:] <= after[2:] for before, after in itertools.pairwise(steps))
+    assert hkids.taken == 1
+    assert counts(destination)[0] == len(steps) + 1
+    assert destination.quit() == 0
+    assert hkids.taken == 0
+
+
+def test_every_vcpu_goes_on(movable_tds: QemuTds) -> None:
+    source = movable_tds.run(smp="2")
+    before = counts(source)
+    destination = moved_once(movable_tds, source)
+    first, second = counts(destination), counts(destination)
+    assert before[2] < first[2] < second[2]
+    assert len(destination.execute("query-cpus-fast")) == 2
+
+
+def test_events_tell_of_the_move(movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    destination = moved(source, movable_tds.destination(source))
+    assert names(source, "STOP", "RESUME") == ["STOP"]
+    assert names(destination, "STOP", "RESUME") == ["RESUME"]
+    assert source.execute("query-migrate")["status"] == "completed"
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_sees_no_key_change_at_any_instant(movable_tds: QemuTds, truth: Truth, hkids: Hkids) -> None:
+    """From before the destination starts until the source is gone; and no page comes or goes."""
+    source = movable_tds.run()
+    counts(source)
+    last, pages = truth.history()[-1], truth.snapshot().pages
+    destination = moved_once(movable_tds, source)
+    counts(destination)
+    assert truth.history(last.seq) == ()
+    assert last.in_use == hkids.in_use
+    assert truth.snapshot().pages == pages
+
+
+def test_memory_is_converted_in_the_destination_as_if_nothing_had_happened(movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    assert tell(source, "p") == "private 0 0"
+    destination = moved_once(movable_tds, source)
+    assert tell(destination, "s") == "shared 0"
+    assert counts(destination) == [2, 1]
+    again = moved_once(movable_tds, destination)
+    assert tell(again, "p") == "private 0 0"
+    assert tell(again, "m") == "accepted 16"
+
+
+# keys
+
+
+def test_moves_when_every_hkid_is_in_use(kvm: Kvm, hkids: Hkids, movable_tds: QemuTds) -> None:
+    """The destination starts although no key is free."""
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    crowd.initialized(kvm, hkids.free)
+    assert hkids.free == 0
+    destination = moved_once(movable_tds, source)
+    assert hkids.free == 0
+    assert counts(destination) == [2, 2]
+    assert destination.quit() == 0
+    assert hkids.free == 1
+
+
+@pytest.fixture
+def pair(tdx_cgroup: Cgroup, tdx_host: TdxHost, tdx_cleanup: ExitStack) -> list[tuple[Cgroup, Worker]]:
+    """Two cgroups below one, and a process in each."""
+    groups = [tdx_cgroup.child("old"), tdx_cgroup.child("new")]
+    spawn = tdx_host.agent.spawn
+    return [(group, tdx_cleanup.enter_context(spawn(cgroup=group.path))) for group in groups]
+
+
+def test_moves_at_its_cgroups_limit(pair: list[tuple[Cgroup, Worker]], movable_tds: QemuTds) -> None:
+    (group, worker), _ = pair
+    group.max = 1
+    source = movable_tds.run(worker)
+    assert group.current == 1
+    destination = moved_once(movable_tds, source, worker)
+    assert (group.current, group.peak) == (1, 1)
+    assert counts(destination) == [1, 1]
+    assert destination.quit() == 0
+    assert group.current == 0
+
+
+def test_charge_moves_to_the_destinations_cgroup(
+    pair: list[tuple[Cgroup, Worker]], tdx_cgroup: Cgroup, movable_tds: QemuTds
+) -> None:
+    (old, first), (new, second) = pair
+    tdx_cgroup.max = 1
+    source = movable_tds.run(first)
+    assert (old.current, new.current) == (1, 0)
+    destination = moved(source, movable_tds.destination(source, second))
+    assert (old.current, new.current) == (0, 1)
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (1, 1)
+    assert source.quit() == 0
+    assert counts(destination) == [1, 1]
+    assert destination.quit() == 0
+    assert (old.current, new.current) == (0, 0)
+
+
+def test_moves_ten_times_to_and_fro(
+    pair: list[tuple[Cgroup, Worker]], hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    td: QemuTd = movable_tds.run(pair[0][1])
+    for step in range(1, 11):
+        assert counts(td) == [step, step]
+        td = moved_once(movable_tds, td, pair[step % 2][1])
+        assert [group.current for group, _ in pair] == [(step + 1) % 2, step % 2]
+        assert hkids.taken == 1
+    assert counts(td) == [11, 11]
+
+
+# what QEMU does with a TD that has come to it
+
+
+def test_stop_and_cont_after_a_move(movable_tds: QemuTds) -> None:
+    td = moved_once(movable_tds, movable_tds.run())
+    td.execute("stop")
+    assert td.status == "paused"
+    before = td.console.position
+    td.console.send_line("c")
+    td.execute("cont")
+    assert answer(td, "c", since=before) == "count 1 1"
+
+
+def test_stopped_td_is_moved_and_stays_stopped(hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    source.execute("stop")
+    td = moved_once(movable_tds, source)
+    assert td.status == "paused"
+    assert hkids.taken == 1
+    td.execute("cont")
+    assert counts(td) == [2, 2]
+
+
+def test_td_in_prelaunch_is_moved_and_begins_there(movable_tds: QemuTds) -> None:
+    source = movable_tds.start(cpu=FIXED_CLOCK)
+    td = moved_once(movable_tds, source)
+    assert td.status == "prelaunch"
+    td.execute("cont")
+    td.console.wait_for("^ready, 1 vCPUs$", Deadline(10, "the payload"))
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_system_reset_after_a_move_starts_it_anew(vcpus: int, hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = movable_tds.run(smp=str(vcpus))
+    assert counts(source)[:2] == [1, 1]
+    td = moved_once(movable_tds, source)
+    before = td.console.position
+    td.execute("system_reset")
+    td.console.wait_for(f"^ready, {vcpus} vCPUs$", Deadline(10, "the payload after a reset"), since=before)
+    assert counts(td)[:2] == AFTER_RESET
+    assert hkids.taken == 1
+
+
+def test_moves_after_a_reset(hkids: Hkids, movable_tds: QemuTds) -> None:
+    """Its VM and its private memory are not those that QEMU began with."""
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    assert tell(source, "r") == "ready, 1 vCPUs"
+    td = moved_once(movable_tds, source)
+    assert counts(td) == AFTER_RESET
+    assert hkids.taken == 1
+
+
+def test_guest_ends_itself_after_a_move(hkids: Hkids, movable_tds: QemuTds) -> None:
+    td = moved_once(movable_tds, movable_tds.run(extra_args=("-no-reboot",)))
+    td.console.send_line("r")
+    assert td.await_event("SHUTDOWN")["data"] == {"guest": True, "reason": "guest-reset"}
+    assert td.wait() == 0
+    assert hkids.taken == 0
+
+
+def test_fatal_error_after_a_move_is_an_event(movable_tds: QemuTds) -> None:
+    td = moved_once(movable_tds, movable_tds.run())
+    td.console.send_line("f")
+    info = td.await_event("GUEST_PANICKED")["data"]["info"]
+    assert info == {"type": "tdx", "error-code": 0xDEAD0000, "message": "payload"}
+
+
+# beside others
+
+
+def test_beside_a_raw_td(hkids: Hkids, launch: Launch, movable_tds: QemuTds) -> None:
+    raw = launch("count").vcpus[0]
+    source = movable_tds.run()
+    assert (talk.told(raw, 2), counts(source)) == ([1, 1 << 31 | 1], [1, 1])
+    td = moved_once(movable_tds, source)
+    assert (talk.told(raw, 2), counts(td)) == ([2, 1 << 31 | 2], [2, 2])
+    assert hkids.taken == 2
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_two_tds_cross(
+    pair: list[tuple[Cgroup, Worker]], kvm: Kvm, hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    """Each to where the other comes from, at the same time, with every HKID in use and at both limits."""
+    sources = [movable_tds.run(worker) for _, worker in pair]
+    for source, steps in zip(sources, (1, 2), strict=True):
+        for step in range(1, steps + 1):
+            assert counts(source) == [step, step]
+    crowd.initialized(kvm, hkids.free)
+    (_, first), (_, second) = pair
+    destinations = [movable_tds.destination(sources[0], second), movable_tds.destination(sources[1], first)]
+    moves = [Move(*both) for both in zip(sources, destinations, strict=True)]
+    for destination in destinations:
+        destination.connect()
+    assert [move.end() for move in moves] == ["completed", "completed"]
+    assert [source.quit() for source in sources] == [0, 0]
+    assert [counts(td) for td in destinations] == [[2, 2], [3, 3]]
+    assert [group.current for group, _ in pair] == [1, 1]
+    assert hkids.free == 0

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moves of a TD between QEMUs that end early: killed, cancelled, or with nobody at the monitor.
+
+Whoever is left has the TD, or nobody: never both, and no key is lost.  "During" is the point where the source
+is stopped and the destination ready (capability ``pause-before-switchover``).
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Move, moved
+from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.talk import counts
+from fixtures.host.hkids import Hkids
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.errors import QmpError, QmpGone
+from fixtures.qemu.td_command import QMP
+
+pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
+
+
+def kill(td: QemuTd) -> None:
+    """Kill a QEMU, and wait until all that it had is given back."""
+    td.program.signal(signal.SIGKILL)
+    assert td.wait() == -signal.SIGKILL
+
+
+@pytest.fixture
+def source(hkids: Hkids, movable_tds: QemuTds) -> QemuTd:
+    """A running TD that has counted once; its HKID is the one that is taken."""
+    td = movable_tds.run()
+    assert counts(td) == [1, 1]
+    return td
+
+
+@pytest.fixture
+def destination(movable_tds: QemuTds, source: QemuTd) -> Destination:
+    """Where it may go."""
+    return movable_tds.destination(source)
+
+
+@pytest.fixture
+def half_way(source: QemuTd, destination: Destination) -> Move:
+    """A move during which both wait."""
+    move = Move(source, destination, capabilities=[*CAPABILITIES, PAUSE])
+    destination.connect()
+    assert move.until(PAUSED, "failed") == PAUSED
+    assert source.status == "finish-migrate"
+    return move
+
+
+def proceed(source: QemuTd) -> None:
+    """Let a move go on."""
+    source.execute("migrate-continue", state=PAUSED)
+
+
+def assert_goes_on(td: QemuTd, hkids: Hkids) -> None:
+    """It has the TD, which has lost nothing."""
+    assert counts(td) == [2, 2]
+    assert td.status == "running"
+    assert hkids.taken == 1
+
+
+# the source is killed
+
+
+def test_source_killed_before_takes_its_td_along(
+    source: QemuTd, destination: Destination, hkids: Hkids
+) -> None:
+    """The destination waits for nobody."""
+    kill(source)
+    assert hkids.taken == 0
+    assert destination.program.alive
+
+
+def test_source_killed_during_takes_its_td_along(half_way: Move, hkids: Hkids) -> None:
+    """The destination, which has its VM, ends with a reason."""
+    kill(half_way.source)
+    assert half_way.destination.wait() == 1
+    assert "load of migration failed" in half_way.destination.output
+    assert hkids.taken == 0
+
+
+def test_source_killed_after_does_not_matter(source: QemuTd, destination: Destination, hkids: Hkids) -> None:
+    moved(source, destination)
+    kill(source)
+    assert_goes_on(destination, hkids)
+
+
+def test_source_killed_before_the_destination_looked(
+    source: QemuTd, destination: Destination, hkids: Hkids
+) -> None:
+    """What the source has sent holds its VM: the key is back when the destination, which got it, is gone."""
+    destination.program.signal(signal.SIGSTOP)
+    Move(source, destination)
+    kill(source)
+    destination.program.signal(signal.SIGCONT)
+    destination.connect()
+    assert destination.status == "inmigrate"
+    assert destination.quit() == 0
+    assert hkids.taken == 0
+
+
+# the destination is killed
+
+
+def test_destination_killed_before_is_not_found(
+    source: QemuTd, destination: Destination, hkids: Hkids
+) -> None:
+    kill(destination)
+    with pytest.raises(QmpError, match="Connection refused"):
+        Move(source, destination)
+    assert_goes_on(source, hkids)
+
+
+def test_destination_killed_before_it_looked(source: QemuTd, destination: Destination, hkids: Hkids) -> None:
+    """The source has sent its file descriptors, and waits for an answer."""
+    destination.program.signal(signal.SIGSTOP)
+    move = Move(source, destination)
+    kill(destination)
+    assert move.end() == "failed"
+    assert_goes_on(source, hkids)
+
+
+def test_destination_killed_during_leaves_the_td_where_it_was(half_way: Move, hkids: Hkids) -> None:
+    kill(half_way.destination)
+    proceed(half_way.source)
+    assert half_way.end() == "failed"
+    assert_goes_on(half_way.source, hkids)
+
+
+def test_destination_killed_after_takes_the_td_along(
+    source: QemuTd, destination: Destination, hkids: Hkids
+) -> None:
+    """The source has nothing left to run."""
+    moved(source, destination)
+    kill(destination)
+    assert hkids.taken == 0
+    assert source.status == "postmigrate"
+
+
+# it is cancelled
+
+
+def test_cancelled_before_the_destination_looked(
+    source: QemuTd, destination: Destination, hkids: Hkids
+) -> None:
+    destination.program.signal(signal.SIGSTOP)
+    move = Move(source, destination)
+    source.execute("migrate_cancel")
+    assert move.end() == "cancelled"
+    assert_goes_on(source, hkids)
+    destination.program.signal(signal.SIGCONT)
+    destination.connect()
+    assert destination.quit() == 0
+    assert hkids.taken == 1
+
+
+def test_cancelled_half_way(half_way: Move, hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = half_way.source
+    source.execute("migrate_cancel")
+    assert half_way.end() == "cancelled"
+    assert half_way.destination.wait() == 1
+    assert "load of migration failed" in half_way.destination.output
+    assert_goes_on(source, hkids)
+    again = moved(source, movable_tds.destination(source))
+    assert counts(again) == [3, 3]
+    assert hkids.taken == 1
+
+
+def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: QemuTds) -> None:
+    """Cancelled while the destination loads: one of the two has the TD, whole."""
+    td: QemuTd = movable_tds.run()
+    for step in range(1, 6):
+        assert counts(td) == [step, step]
+        destination = movable_tds.destination(td)
+        move = Move(td, destination, capabilities=[*CAPABILITIES, PAUSE])
+        destination.connect()
+        assert move.until(PAUSED, "failed") == PAUSED
+        proceed(td)
+        td.execute("migrate_cancel")
+        assert move.end() in ("cancelled", "completed")
+        try:
+            destination.await_event("RESUME")
+        except QmpGone:
+            assert destination.wait() == 1
+        else:
+            td = destination
+        assert hkids.taken == 1
+    assert counts(td) == [6, 6]
+
+
+# nobody is at the monitor
+
+
+def test_monitor_of_the_source_vanishes(half_way: Move, hkids: Hkids) -> None:
+    """Its last word was to go on."""
+    proceed(half_way.source)
+    half_way.source.program.hang_up(QMP)
+    destination = half_way.destination
+    destination.await_event("RESUME")
+    assert_goes_on(destination, hkids)
+    kill(half_way.source)
+    assert hkids.taken == 1
+
+
+def test_monitor_of_the_destination_vanishes(half_way: Move, hkids: Hkids) -> None:
+    destination = half_way.destination
+    destination.program.hang_up(QMP)
+    proceed(half_way.source)
+    assert half_way.end() == "completed"
+    assert counts(destination) == [2, 2]
+    assert hkids.taken == 1

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moves of a TD between QEMUs that are refused: with a reason, and the TD goes on where it is.
+
+What cannot work is refused before anything is touched: the source never stops.  What only the loading of its
+state shows stops it for a moment.  Sources: ``tdx_save_prepare`` and ``tdx_describe_guest`` in
+target/i386/kvm/tdx.c of our QEMU.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from fixtures.cgroup import Cgroup
+from fixtures.deadline import Deadline
+from fixtures.guests.moving import Move, moved
+from fixtures.guests.qemu_td import QemuTd, complaints
+from fixtures.guests.talk import counts, tell
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import calls
+from fixtures.kvm.worker import Worker
+from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.qemu.errors import QmpError
+from fixtures.qemu.td_command import BINARY
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+IN_FLIGHT = (1 << 64) - 1
+"""GHCI 1.5, GetQuote: the status of a request that is being worked on."""
+RETRY = 1
+"""GHCI 1.5: what a TDVMCALL gives that is to be tried again."""
+
+
+def fds(host: TdxHost, td: QemuTd) -> list[str]:
+    """What a QEMU has open, but for what it is connected to."""
+    listed = host.agent.run("sh", "-c", f"ls -l /proc/{td.program.pid}/fd").stdout.decode()
+    return sorted(target for target in re.findall(r"-> (\S+)", listed) if not target.startswith("socket:"))
+
+
+def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
+    """It counts on; the migration stopped it for a moment, or never."""
+    assert counts(td) == [step, step]
+    assert td.status == "running"
+    seen = [event["event"] for event in td.events if event["event"] in ("STOP", "RESUME")]
+    assert seen == (["STOP", "RESUME"] if stopped else [])
+
+
+# by the source, at once
+
+
+@pytest.mark.usefixtures("td_move")
+@pytest.mark.parametrize("mode", ["normal", "cpr-reboot", "cpr-exec"])
+def test_other_modes(mode: str, hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    more = {"cpr_exec_command": ["/bin/false"]} if mode == "cpr-exec" else {}
+    source.execute("migrate-set-parameters", mode=mode, **more)
+    with pytest.raises(QmpError) as caught:
+        source.execute("migrate", uri="file:/dev/null")
+    assert caught.value.desc == "A TDX VM can be migrated in mode cpr-transfer only"
+    assert caught.value.desc in source.execute("query-migrate")["blocked-reasons"]
+    assert_goes_on(source, 2, stopped=False)
+    assert hkids.taken == 1
+
+
+@pytest.mark.usefixtures("td_move")
+def test_no_return_path(hkids: Hkids, movable_tds: QemuTds) -> None:
+    """Without it a failure of the destination would leave the TD stopped for ever."""
+    source = movable_tds.run()
+    destination = movable_tds.destination(source)
+    with pytest.raises(QmpError, match="with the capability return-path only"):
+        Move(source, destination, capabilities=["events"])
+    assert_goes_on(source, 1, stopped=False)
+    # It has not heard of it.
+    moved(source, destination)
+    assert counts(destination) == [2, 2]
+    assert hkids.taken == 1
+
+
+@pytest.mark.usefixtures("td_move")
+def test_memory_that_is_not_in_files(hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = movable_tds.run(movable=False)
+    with pytest.raises(QmpError, match=r"^QMP migrate: Memory region \S+ is not compatible with CPR\."):
+        Move(source, movable_tds.destination(source))
+    assert_goes_on(source, 1, stopped=False)
+    assert hkids.taken == 1
+
+
+def test_kernel_that_cannot_move_tds(td_moves: bool, hkids: Hkids, movable_tds: QemuTds) -> None:
+    if td_moves:
+        pytest.skip("this host's KVM moves TDs; run with --tdx-flavour=upstream")
+    source = movable_tds.run()
+    with pytest.raises(QmpError) as caught:
+        Move(source, movable_tds.destination(source))
+    reasons = source.execute("query-migrate")["blocked-reasons"]
+    assert caught.value.desc in reasons
+    assert [reason for reason in reasons if "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM is not for TDs" in reason]
+    assert_goes_on(source, 1, stopped=False)
+    assert hkids.taken == 1
+
+
+@pytest.fixture
+def quote_service(
+    owner: Worker, tdx_host: TdxHost, tdx_cleanup: ExitStack
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Something that takes requests for quotes and never answers: what a TD needs for it, and its end."""
+    folder = f"/tmp/tdx-e2e-quotes-{owner.pid}"
+    owner.call(calls.mkdir(folder, 0o700))
+    tdx_cleanup.callback(tdx_host.agent.run, "rm", "-rf", folder)
+    fd = owner.call(calls.listen(f"{folder}/socket"))
+    address = {"type": "unix", "path": f"{folder}/socket"}
+    return {"guest": {"quote-generation-socket": address}}, lambda: owner.call(calls.close(fd))
+
+
+@pytest.mark.usefixtures("td_move")
+def test_quote_in_flight(
+    quote_service: tuple[dict[str, Any], Callable[[], None]], hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    """Its answer would be written by the source, to memory that is the destination's by then."""
+    service, end = quote_service
+    source = movable_tds.run(**service)
+    assert tell(source, "q") == "quote 0"
+    assert tell(source, "w") == f"quote {IN_FLIGHT}"
+    destination = movable_tds.destination(source)
+    with pytest.raises(QmpError, match="waits for a quote cannot be migrated; requests in flight: 1"):
+        Move(source, destination)
+    assert_goes_on(source, 1, stopped=False)
+    end()
+    deadline = Deadline(10, "the end of a request for a quote")
+    while tell(source, "w") == f"quote {IN_FLIGHT}":
+        deadline.check()
+    moved(source, destination)
+    assert counts(destination) == [2, 2]
+    assert hkids.taken == 1
+
+
+@pytest.mark.usefixtures("td_move")
+def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
+    quote_service: tuple[dict[str, Any], Callable[[], None]], movable_tds: QemuTds
+) -> None:
+    service, _ = quote_service
+    source = movable_tds.run(**service)
+    destination = movable_tds.destination(source)
+    destination.program.signal(signal.SIGSTOP)
+    move = Move(source, destination)
+    assert tell(source, "q") == f"quote {RETRY}"
+    destination.program.signal(signal.SIGCONT)
+    destination.connect()
+    assert move.end() == "completed"
+    assert tell(destination, "q") == "quote 0"
+
+
+# by the destination, before the source stops
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """A destination that is not like its source.
+
+    :param changes: fields of the source's spec in which it differs.
+    :param source: fields in which the source differs from the usual TD.
+    :param says: found in what it says on its standard error.
+    :param stops: its source has to be stopped to find it out.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    says: str = "the guest to be taken over is not like this one"
+    stops: bool = False
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+UNLIKE = {
+    "more-vcpus": Unlike({"smp": "2"}),
+    "maxcpus": Unlike({"smp": "1,maxcpus=2"}),
+    "more-memory": Unlike({"memory_mib": 128}),
+    "other-machine": Unlike({"machine": {"type": "pc-q35-11.0"}}),
+    "other-attributes": Unlike({"guest": {"sept-ve-disable": "off"}}, "attributes 0x0, XFAM"),
+    "other-clock": Unlike({"cpu": "host,tsc-frequency=2000000000"}),
+    "no-td": Unlike({"guest": None}),
+    "memory-not-in-files": Unlike({"movable": False}, "the source has no private memory pc.ram"),
+    "one-device-less": Unlike(
+        {"extra_args": ()},
+        "load of migration failed: .*virtio-rng",
+        stops=True,
+        source={"extra_args": ("-device", "virtio-rng-pci")},
+    ),
+}
+
+
+@pytest.mark.usefixtures("td_move")
+@pytest.mark.parametrize("name", UNLIKE)
+def test_destination_that_is_not_like_the_source(
+    name: str, tdx_host: TdxHost, hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    """It is gone with its reason, all that it had is given back, and a second try works."""
+    unlike = UNLIKE[name]
+    source = movable_tds.run(**unlike.source)
+    assert counts(source) == [1, 1]
+    before = fds(tdx_host, source)
+    destination = movable_tds.destination(source, **unlike.changes)
+    move = Move(source, destination)
+    assert move.end() == "failed"
+    assert destination.wait() == 1
+    said = "\n".join(complaints(destination.output))
+    assert re.search(unlike.says, said), said
+    assert_goes_on(source, 2, stopped=unlike.stops)
+    assert hkids.taken == 1
+    assert fds(tdx_host, source) == before
+    again = moved(source, movable_tds.destination(source))
+    assert counts(again) == [3, 3]
+    assert hkids.taken == 1
+
+
+@pytest.mark.usefixtures("td_move")
+def test_destination_that_is_a_stock_qemu(hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    destination = movable_tds.destination(source, binary=BINARY)
+    assert Move(source, destination).end() == "failed"
+    assert destination.wait() == 1
+    assert_goes_on(source, 1, stopped=False)
+    assert hkids.taken == 1
+
+
+# by the kernel, when all has been loaded
+
+
+@pytest.mark.usefixtures("td_move")
+def test_cgroup_of_the_destination_that_is_at_its_limit(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    source = movable_tds.run()
+    tdx_cgroup.max = 0
+    before = fds(tdx_host, source)
+    destination = movable_tds.destination(source, worker)
+    assert Move(source, destination).end() == "failed"
+    assert destination.wait() == 1
+    assert "KVM does not move the TD: Device or resource busy" in destination.output
+    assert "misc.max" in destination.output
+    assert_goes_on(source, 1, stopped=True)
+    assert (tdx_cgroup.current, tdx_cgroup.events_local, hkids.taken) == (0, 1, 1)
+    assert fds(tdx_host, source) == before
+    tdx_cgroup.max = 1
+    again = moved(source, movable_tds.destination(source, worker))
+    assert counts(again) == [2, 2]
+    assert (tdx_cgroup.current, hkids.taken) == (1, 1)
