@@ -16,16 +16,28 @@ from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.talk import counts
 from fixtures.host.hkids import Hkids
 from fixtures.pytest_parts.qemu_fixtures import QemuTds
-from fixtures.qemu.errors import QmpError, QmpGone
+from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import QMP
 
 pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
+
+
+TOO_LATE = "The destination takes the guest over, cannot cancel"
 
 
 def kill(td: QemuTd) -> None:
     """Kill a QEMU, and wait until all that it had is given back."""
     td.program.signal(signal.SIGKILL)
     assert td.wait() == -signal.SIGKILL
+
+
+def refused(td: QemuTd, command: str) -> str:
+    """What QEMU says against a command, nothing if it is carried out."""
+    try:
+        td.execute(command)
+    except QmpError as error:
+        return error.desc
+    return ""
 
 
 @pytest.fixture
@@ -171,26 +183,43 @@ def test_cancelled_half_way(half_way: Move, hkids: Hkids, movable_tds: QemuTds) 
     assert hkids.taken == 1
 
 
+def test_cancelled_when_all_is_sent(half_way: Move, hkids: Hkids) -> None:
+    """The destination has it all, but the guest runs where it was: it must not be taken from there."""
+    half_way.destination.program.signal(signal.SIGSTOP)
+    proceed(half_way.source)
+    half_way.until("device")
+    half_way.source.execute("migrate_cancel")
+    assert half_way.end() == "cancelled"
+    half_way.source.await_event("RESUME")
+    half_way.destination.program.signal(signal.SIGCONT)
+    assert half_way.destination.wait() == 1
+    assert "the source does not let the guest go" in half_way.destination.output
+    assert_goes_on(half_way.source, hkids)
+
+
 def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: QemuTds) -> None:
-    """Cancelled while the destination loads: one of the two has the TD, whole."""
+    """Either it comes too late and says so, or the TD is where it was."""
     td: QemuTd = movable_tds.run()
-    for step in range(1, 6):
+    for step in range(1, 7):
         assert counts(td) == [step, step]
         destination = movable_tds.destination(td)
         move = Move(td, destination, capabilities=[*CAPABILITIES, PAUSE])
         destination.connect()
         assert move.until(PAUSED, "failed") == PAUSED
         proceed(td)
-        td.execute("migrate_cancel")
-        assert move.end() in ("cancelled", "completed")
-        try:
+        # Each time a little later.
+        for _ in range(step - 1):
+            td.execute("query-status")
+        refusal = refused(td, "migrate_cancel")
+        ended = move.end()
+        assert (refusal, ended) in (("", "cancelled"), ("", "completed"), (TOO_LATE, "completed"))
+        if ended == "completed":
             destination.await_event("RESUME")
-        except QmpGone:
-            assert destination.wait() == 1
-        else:
             td = destination
+        else:
+            assert destination.wait() == 1
         assert hkids.taken == 1
-    assert counts(td) == [6, 6]
+    assert counts(td) == [7, 7]
 
 
 # nobody is at the monitor
