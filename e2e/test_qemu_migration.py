@@ -7,12 +7,15 @@ there afterwards.  Sources: migration/options.c and migration/migration.c of QEM
 
 from __future__ import annotations
 
+import re
 import secrets
+import signal
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
+from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Move
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -116,3 +119,67 @@ def test_cpr_transfer_names_the_memory_that_it_cannot_take(hkids: Hkids, qemu_td
         td.execute("migrate", channels=[channel("main"), channel("cpr")])
     assert td.status == "prelaunch"
     assert hkids.taken == 1
+
+
+def test_cpr_transfer_of_memory_in_files_names_what_it_cannot_take(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    """With all that CPR asks for, it is the private memory that stays; on a kernel that moves TDs too."""
+    td = qemu_tds.start(cpu=FIXED_CLOCK, movable=True)
+    choose(td, "cpr-transfer")
+    with pytest.raises(QmpError) as caught:
+        td.execute("migrate", channels=[channel("main"), channel("cpr")])
+    assert re.fullmatch(
+        r"Memory region \S+ uses guest_memfd, which is not supported with CPR\.", caught.value.desc
+    )
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
+
+
+@pytest.mark.tdx_finding("Q6", qemu=("11.1",), raises=(QmpGone,))
+def test_outlives_cpr_exec_with_memory_in_files(target: str, hkids: Hkids, qemu_tds: QemuTds) -> None:
+    td = qemu_tds.start(cpu=FIXED_CLOCK, movable=True)
+    choose(td, "cpr-exec")
+    with suppress(QmpError):
+        assert finish(td, uri=target) == "failed"
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
+
+
+# not only TDs
+
+PLAIN: dict[str, Any] = {
+    "guest": None,
+    "accel": "tcg",
+    "cpu": "qemu64",
+    "machine": {"kernel-irqchip": None},
+    "firmware": "/usr/share/seabios/bios-256k.bin",
+    "movable": True,
+    "run": True,
+}
+"""A guest that any QEMU can run and move, on any host."""
+
+
+def resumes(td: QemuTd) -> bool:
+    """Whether a QEMU runs its guest, instead of ending."""
+    try:
+        td.await_event("RESUME")
+    except QmpGone:
+        return False
+    return True
+
+
+@pytest.mark.tdx_finding("Q9", qemu=("11.1",), raises=(AssertionError,))
+def test_guest_whose_transfer_is_cancelled_runs_on_one_side_only(qemu_tds: QemuTds) -> None:
+    """Cancelled when all is sent, before the destination has looked at it; both have the same memory."""
+    source = qemu_tds.start(**PLAIN)
+    destination = qemu_tds.destination(source)
+    move = Move(source, destination, capabilities=[*CAPABILITIES, PAUSE])
+    destination.connect()
+    assert move.until(PAUSED, "failed") == PAUSED
+    destination.program.signal(signal.SIGSTOP)
+    source.execute("migrate-continue", state=PAUSED)
+    move.until("device")
+    source.execute("migrate_cancel")
+    assert move.end() == "cancelled"
+    assert resumes(source)
+    destination.program.signal(signal.SIGCONT)
+    assert not resumes(destination)
