@@ -9,6 +9,7 @@ target/i386/kvm/tdx.c there, ``qmp_migrate`` in migration/migration.c.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
@@ -45,6 +46,11 @@ def moved_once(tds: QemuTds, source: QemuTd, worker: Worker | None = None) -> De
 def names(td: QemuTd, *which: str) -> list[str]:
     """The events of some names, in order."""
     return [event["event"] for event in td.events if event["event"] in which]
+
+
+def kinds(files: list[str]) -> Counter[str]:
+    """How many files of KVM's and of memory a QEMU has open, by their kind."""
+    return Counter(name for name in files if "kvm" in name or "memfd" in name)
 
 
 # it goes on
@@ -177,12 +183,15 @@ def test_moves_ten_times_to_and_fro(
     pair: list[tuple[Cgroup, Worker]], hkids: Hkids, movable_tds: QemuTds
 ) -> None:
     td: QemuTd = movable_tds.run(pair[0][1])
+    files = kinds(td.open_files)
+    assert files["anon_inode:kvm-vm"] == 1
     for step in range(1, 11):
         assert counts(td) == [step, step]
         td = moved_once(movable_tds, td, pair[step % 2][1])
         assert [group.current for group, _ in pair] == [(step + 1) % 2, step % 2]
         assert hkids.taken == 1
     assert counts(td) == [11, 11]
+    assert kinds(td.open_files) == files
 
 
 # what QEMU does with a TD that has come to it

@@ -38,12 +38,6 @@ RETRY = 1
 """GHCI 1.5: what a TDVMCALL gives that is to be tried again."""
 
 
-def fds(host: TdxHost, td: QemuTd) -> list[str]:
-    """What a QEMU has open, but for what it is connected to."""
-    listed = host.agent.run("sh", "-c", f"ls -l /proc/{td.program.pid}/fd").stdout.decode()
-    return sorted(target for target in re.findall(r"-> (\S+)", listed) if not target.startswith("socket:"))
-
-
 def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
     """It counts on; the migration stopped it for a moment, or never."""
     assert counts(td) == [step, step]
@@ -196,14 +190,12 @@ UNLIKE = {
 
 @pytest.mark.usefixtures("td_move")
 @pytest.mark.parametrize("name", UNLIKE)
-def test_destination_that_is_not_like_the_source(
-    name: str, tdx_host: TdxHost, hkids: Hkids, movable_tds: QemuTds
-) -> None:
+def test_destination_that_is_not_like_the_source(name: str, hkids: Hkids, movable_tds: QemuTds) -> None:
     """It is gone with its reason, all that it had is given back, and a second try works."""
     unlike = UNLIKE[name]
     source = movable_tds.run(**unlike.source)
     assert counts(source) == [1, 1]
-    before = fds(tdx_host, source)
+    before = source.open_files
     destination = movable_tds.destination(source, **unlike.changes)
     move = Move(source, destination)
     assert move.end() == "failed"
@@ -212,7 +204,7 @@ def test_destination_that_is_not_like_the_source(
     assert re.search(unlike.says, said), said
     assert_goes_on(source, 2, stopped=unlike.stops)
     assert hkids.taken == 1
-    assert fds(tdx_host, source) == before
+    assert source.open_files == before
     again = moved(source, movable_tds.destination(source))
     assert counts(again) == [3, 3]
     assert hkids.taken == 1
@@ -238,7 +230,7 @@ def test_cgroup_of_the_destination_that_is_at_its_limit(
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
     source = movable_tds.run()
     tdx_cgroup.max = 0
-    before = fds(tdx_host, source)
+    before = source.open_files
     destination = movable_tds.destination(source, worker)
     assert Move(source, destination).end() == "failed"
     assert destination.wait() == 1
@@ -246,7 +238,7 @@ def test_cgroup_of_the_destination_that_is_at_its_limit(
     assert "misc.max" in destination.output
     assert_goes_on(source, 1, stopped=True)
     assert (tdx_cgroup.current, tdx_cgroup.events_local, hkids.taken) == (0, 1, 1)
-    assert fds(tdx_host, source) == before
+    assert source.open_files == before
     tdx_cgroup.max = 1
     again = moved(source, movable_tds.destination(source, worker))
     assert counts(again) == [2, 2]
