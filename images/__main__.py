@@ -31,13 +31,13 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="all",
-        choices=("all", "kernel", "rootfs", "payloads"),
+        choices=("all", "kernel", "qemu", "rootfs", "payloads"),
         metavar="WHAT",
-        help="kernel, rootfs, payloads or all (default)",
+        help="kernel, qemu, rootfs, payloads or all (default)",
     )
-    _add_kernel_options(build)
+    _add_source_options(build)
     build.add_argument(
-        "--refresh", action="store_true", help="ask the mirror for a newer point release of the kernel"
+        "--refresh", action="store_true", help="ask the mirror for a newer point release of kernel and QEMU"
     )
 
     commands.add_parser("list", help="what is in the cache: size, age, content hash")
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("--all", action="store_true", help="remove everything, also what is up to date")
 
     shell = commands.add_parser("shell", help="boot the nested host and get its console")
-    _add_kernel_options(shell)
+    _add_source_options(shell)
     shell.add_argument("--cpus", type=int, default=2, metavar="N", help="logical CPUs (default 2)")
     shell.add_argument("--sockets", type=int, default=1, metavar="N", help="packages (default 1)")
     shell.add_argument("--memory", type=int, default=1536, metavar="MIB", help="MiB (default 1536)")
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_kernel_options(command: argparse.ArgumentParser) -> None:
+def _add_source_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--flavour", default="upstream", metavar="F", help="kernel flavour (default upstream)"
     )
@@ -67,6 +67,12 @@ def _add_kernel_options(command: argparse.ArgumentParser) -> None:
         "--kernel-version",
         metavar="V",
         help="of Debian's kernel source: 7.3, 7.3.4 or a whole Debian version",
+    )
+    command.add_argument(
+        "--qemu-tree",
+        type=Path,
+        metavar="DIR",
+        help="build this QEMU for TDs (it is not modified), not Debian's with our patches",
     )
     command.add_argument(
         "--mirror",

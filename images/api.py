@@ -46,7 +46,8 @@ class KernelImage:
 class RootfsImage:
     """A raw ext4 image, mounted read-only by any number of guests.
 
-    :param path: the guest's first disk, with ``root=/dev/vda ro init=/sbin/init``.
+    :param path: the guest's first disk, with ``root=/dev/vda ro init=/sbin/init``.  Besides Debian's QEMU it
+        has ours, ``/usr/lib/tdx-e2e/qemu/qemu-system-x86_64``.
     """
 
     path: Path
@@ -92,25 +93,34 @@ def ensure_kernel(
     )
 
 
-def find_rootfs(*, cache: Cache | None = None) -> RootfsImage | None:
-    """The root file system for the present inputs, if it is in the cache."""
+def find_rootfs(qemu_tree: Path | None = None, *, cache: Cache | None = None) -> RootfsImage | None:
+    """The root file system for the present inputs, if it is in the cache.
+
+    :raises BuildError: ``qemu_tree`` is no QEMU tree.
+    """
     from images.rootfs import build
 
-    found = build.find(cache or Cache())
+    found = build.find(cache or Cache(), qemu_tree)
     return _rootfs(found) if found else None
 
 
 def ensure_rootfs(
-    *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
+    qemu_tree: Path | None = None,
+    *,
+    mirror: str | None = None,
+    cache: Cache | None = None,
+    report: Reporter | None = None,
 ) -> RootfsImage:
-    """The root file system, built when missing (about a minute).
+    """The root file system, built when missing: five minutes from nothing, one after a change.
 
+    :param qemu_tree: the user's, built as it is instead of QEMU's source with our patches; it is not
+        modified.
     :param mirror: URI of a Debian archive; $TDX_E2E_MIRROR or the host's by default.
     :raises BuildError: see the module.
     """
     from images.rootfs import build
 
-    return _rootfs(build.ensure(cache or Cache(), report or reporter(), mirror=mirror))
+    return _rootfs(build.ensure(cache or Cache(), report or reporter(), qemu_tree=qemu_tree, mirror=mirror))
 
 
 def find_payloads(*, cache: Cache | None = None) -> dict[str, Path] | None:

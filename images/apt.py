@@ -6,9 +6,12 @@ Only apt's network settings (proxy, authentication) are the host's; lists, cache
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
+import subprocess
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +38,13 @@ _NOT_THERE = re.compile(
     r"\b4\d\d  [A-Z]"
 )
 _UNTRUSTED = re.compile(r"NO_PUBKEY|not signed|signatures? (were|was) invalid|couldn't be verified|EXPKEYSIG")
+_ORIGINAL = re.compile(r"^'([^']+)' (\S+\.orig\.tar\.\w+) \d+ SHA256:([0-9a-f]{64})$")
+_HELPER = Path("/usr/lib/apt/apt-helper")
 _MIRROR_HINT = f"name another mirror with --mirror or {MIRROR_ENV}"
+
+
+class NotThere(BuildError):
+    """The mirror does not have it."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +116,42 @@ def keyring() -> Path:
     )
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of an archive.
+
+    :param path: below the archive's URI.
+    """
+
+    path: str
+    sha256: str
+
+
+def _compare(left: str, right: str) -> int:
+    if left == right:
+        return 0
+    command = ["dpkg", "--compare-versions", left, "gt", right]
+    return 1 if subprocess.run(command, check=False).returncode == 0 else -1
+
+
+version_key = functools.cmp_to_key(_compare)
+"""Sorts by Debian's order of versions."""
+
+
 class PrivateApt:
     """An apt client for one suite with its own lists and cache.
 
     :param suite: e.g. ``trixie-backports``; component main, architecture amd64.
+    :param sources: it knows source packages instead of binary ones, and takes lists that are past their
+        date: those of a mirror that stood still for some weeks.
     """
 
-    def __init__(self, cache: Cache, mirror_uri: str, suite: str, log: Log) -> None:
+    def __init__(self, cache: Cache, mirror_uri: str, suite: str, log: Log, *, sources: bool = False) -> None:
         self.suite = suite
         self.mirror = mirror_uri
         self._log = log
-        self._root = cache.apt / suite
+        self._line = "deb-src [check-valid-until=no" if sources else "deb [arch=amd64"
+        self._root = cache.apt / (f"{suite}-sources" if sources else suite)
         self._config = self._root / "apt.conf"
 
     def update(self) -> None:
@@ -125,13 +159,7 @@ class PrivateApt:
 
         :raises BuildError: no network; the mirror lacks the suite; a signature that does not verify.
         """
-        for folder in ("lists/partial", "archives/partial", "etc"):
-            (self._root / folder).mkdir(parents=True, exist_ok=True)
-        (self._root / "status").touch()
-        (self._root / "etc/sources.list").write_text(
-            f"deb [arch=amd64 signed-by={keyring()}] {self.mirror} {self.suite} main\n"
-        )
-        self._config.write_text(self._configuration())
+        self._set_up()
         self._apt(
             "apt-get", "update", "--error-on=any", what=f"reading the package lists of {self.suite} failed"
         )
@@ -142,9 +170,11 @@ class PrivateApt:
         matching = sorted(name for name in names if re.fullmatch(re.escape(prefix) + pattern, name))
         if not matching:
             return []
-        lines = self._apt("apt-cache", "madison", *matching, what="listing versions failed")
-        rows = [[field.strip() for field in line.split("|")] for line in lines if line.count("|") == 2]
-        return [(row[0], row[1]) for row in rows]
+        return self._madison(*matching)
+
+    def source_versions(self, package: str) -> list[str]:
+        """The versions of one source package, in no order."""
+        return [version for _, version in self._madison(package)]
 
     def download(self, package: str, version: str, folder: Path) -> Path:
         """Fetch one package, checked against the signed lists, into an empty folder."""
@@ -157,6 +187,51 @@ class PrivateApt:
             what=f"downloading {package} {version} failed",
         )
         return next(folder.glob(f"{package}_*.deb"))
+
+    def original(self, package: str, version: str) -> RemoteFile | None:
+        """Upstream's tarball of a source package, None where it has no such file; signed lists name it."""
+        lines = self._apt(
+            *("apt-get", "source", "--download-only", "--print-uris", f"{package}={version}"),
+            what=f"looking up the source package {package} {version} failed",
+        )
+        for line in lines:
+            if (match := _ORIGINAL.match(line)) and match[1].startswith(f"{self.mirror}/"):
+                path = urllib.parse.unquote(match[1].removeprefix(f"{self.mirror}/"))
+                return RemoteFile(path, match[3])
+        return None
+
+    def fetch(self, file: RemoteFile, target: Path) -> None:
+        """Fetch one file of the archive, which has to have its SHA-256.
+
+        :raises NotThere: the mirror does not have it.
+        """
+        self._set_up()
+        new = target.with_name(target.name + ".new")
+        new.unlink(missing_ok=True)
+        name = Path(file.path).name
+        # Of a file: URI apt would make a link only.
+        mirror = re.sub("^file:", "copy:", self.mirror)
+        uri = f"{mirror}/{urllib.parse.quote(file.path)}"
+        self._apt(
+            *(str(_HELPER), "download-file", uri, str(new), f"SHA256:{file.sha256}"),
+            of=name,
+            what=f"downloading {name} failed",
+        )
+        new.replace(target)
+
+    def _madison(self, *packages: str) -> list[tuple[str, str]]:
+        lines = self._apt("apt-cache", "madison", *packages, what="listing versions failed")
+        rows = [[field.strip() for field in line.split("|")] for line in lines if line.count("|") == 2]
+        return [(row[0], row[1]) for row in rows]
+
+    def _set_up(self) -> None:
+        for folder in ("lists/partial", "archives/partial", "etc"):
+            (self._root / folder).mkdir(parents=True, exist_ok=True)
+        (self._root / "status").touch()
+        (self._root / "etc/sources.list").write_text(
+            f"{self._line} signed-by={keyring()}] {self.mirror} {self.suite} main\n"
+        )
+        self._config.write_text(self._configuration())
 
     def _apt(self, tool: str, *words: str, what: str, of: str = "", cwd: Path | None = None) -> list[str]:
         try:
@@ -201,7 +276,7 @@ def explain(error: CommandError, mirror_uri: str, what: str) -> BuildError:
             log=error.log,
         )
     if _NOT_THERE.search(text):
-        return BuildError(f"{mirror_uri} does not have {what}", hint=_MIRROR_HINT, log=error.log)
+        return NotThere(f"{mirror_uri} does not have {what}", hint=_MIRROR_HINT, log=error.log)
     if _UNTRUSTED.search(text):
         return BuildError(
             f"the signature of {what} on {mirror_uri} does not verify",

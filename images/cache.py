@@ -5,7 +5,7 @@
 
     artefacts/<kind>-<label>-<hash>/   finished images; manifest.json in each
     apt/                               private state of the apt client
-    sources/, trees/                   unpacked packages, kernel trees that are kept for the next build
+    sources/, trees/, ccache/          QEMU's source, kernel trees, compiled files: kept for the next build
     scratch/<name>/ + <name>.lock      a build under way; the lock is held as long as its process lives
     locks/, logs/
 """
@@ -112,6 +112,7 @@ class Cache:
         self.apt = self.root / "apt"
         self.sources = self.root / "sources"
         self.trees = self.root / "trees"
+        self.ccache = self.root / "ccache"
         self._artefacts = self.root / "artefacts"
         self._scratch = self.root / "scratch"
         self._locks = self.root / "locks"

@@ -13,6 +13,8 @@ from images.kernel import flavours
 from images.kernel.request import kernel_request
 from images.payloads import build as payloads_build
 from images.progress import Reporter, reporter
+from images.qemu import build as qemu_build
+from images.qemu import buildroot
 from images.rootfs import base as rootfs_base
 from images.rootfs import build as rootfs_build
 
@@ -37,14 +39,15 @@ def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
     request = kernel_request(arguments)
     flavours.get(request.flavour)
     everything = arguments.what == "all"
+    mirror, refresh, qemu_tree = arguments.mirror, arguments.refresh, arguments.qemu_tree
     if everything or arguments.what == "payloads":
         _print_done(payloads_build.ensure(cache, report))
+    if everything or arguments.what == "qemu":
+        _print_done(qemu_build.ensure(cache, report, tree=qemu_tree, mirror=mirror, refresh=refresh))
     if everything or arguments.what == "rootfs":
-        _print_done(rootfs_build.ensure(cache, report, mirror=arguments.mirror))
+        _print_done(rootfs_build.ensure(cache, report, qemu_tree=qemu_tree, mirror=mirror))
     if everything or arguments.what == "kernel":
-        _print_done(
-            kernel_build.ensure(cache, request, report, mirror=arguments.mirror, refresh=arguments.refresh)
-        )
+        _print_done(kernel_build.ensure(cache, request, report, mirror=mirror, refresh=refresh))
     if report.timings:
         report.note(f"built in {sum(seconds for _, seconds in report.timings):.0f} s")
     return 0
@@ -56,7 +59,8 @@ def _print_done(artefact: Artefact) -> None:
 
 def current(cache: Cache) -> set[str]:
     """Names of the artefacts that the present sources make, in every flavour."""
-    found = [rootfs_base.find(cache), rootfs_build.find(cache), payloads_build.find(cache)]
+    found = [rootfs_base.DEBIAN.find(cache), rootfs_build.find(cache), payloads_build.find(cache)]
+    found += [buildroot.DEBIAN.find(cache), qemu_build.find(cache)]
     found += [kernel_build.find(cache, kernel_build.Request(name)) for name in flavours.load()]
     return {artefact.path.name for artefact in found if artefact is not None}
 
@@ -81,9 +85,7 @@ def list_artefacts(cache: Cache) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(
-        f"in {cache.root}: {human_size(cache.usage())} with the kernel trees that are kept for the next build"
-    )
+    print(f"in {cache.root}: {human_size(cache.usage())} with what is kept for the next build")
     return 0
 
 

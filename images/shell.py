@@ -72,7 +72,7 @@ def run(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
             hint="--cpus is a multiple of --sockets",
         )
     kernel = kernel_build.ensure(cache, kernel_request(arguments), report, mirror=arguments.mirror)
-    rootfs = rootfs_build.ensure(cache, report, mirror=arguments.mirror)
+    rootfs = rootfs_build.ensure(cache, report, qemu_tree=arguments.qemu_tree, mirror=arguments.mirror)
     words = command_line(
         arguments.qemu,
         kernel,

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from images import ext4, tools
+from images import ext4, tools, trees
 from images.cache import Artefact, Cache, digest_files, digest_inputs, file_sha256, remove_tree
 from images.commands import Log, require_tools, run
 from images.errors import BuildError, CommandError
 from images.kernel import config, flavours, needed, package, unchanged
 from images.kernel.flavours import Flavour
 from images.kernel.package import Source
-from images.kernel.patching import PatchError, work_out
 from images.kernel.tree import Base, KeptTree, PackageBase, UserBase
+from images.patching import PatchError, work_out
 from images.progress import Reporter, Step
 
 KIND = "kernel"
@@ -34,7 +34,8 @@ SOFTSEAM = "arch/x86/virt/softseam"
 BZIMAGE, MODULES, MODULES_IMAGE = "bzImage", "modules", "modules.ext4"
 
 _HERE = Path(__file__).parent
-_RECIPE = ("build.py", "config.py", "needed.py", "patching.py", "tree.py", "unchanged.py")
+_RECIPE = ("build.py", "config.py", "needed.py", "tree.py", "unchanged.py")
+_SHARED_RECIPE = ("ext4.py", "patching.py", "trees.py")
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f02"
 _OUT_BYTES = 700_000_000
 _USUAL_OBJECTS = 1900
@@ -86,18 +87,13 @@ def _inputs(flavour: Flavour, base: dict[str, object]) -> dict[str, object]:
         "kvm_unchanged": flavour.kvm_unchanged,
         **_patch_inputs(flavour),
         "config": [file_sha256(_HERE / name) for name in flavour.fragments],
-        "recipe": digest_files(_HERE, _RECIPE) | digest_files(_HERE.parent, ("ext4.py",)),
+        "recipe": digest_files(_HERE, _RECIPE) | digest_files(_HERE.parent, _SHARED_RECIPE),
         "tools": tools.versions("gcc", "ld", "make", "mke2fs"),
     }
 
 
 def _source_base(source: Source) -> dict[str, object]:
     return {"package": source.package, "version": source.version, "sha256": source.sha256}
-
-
-def _user_base(tree: UserBase) -> dict[str, object]:
-    text = json.dumps(tree.files(), sort_keys=True)
-    return {"tree": str(tree.folder), "files": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _label(flavour: Flavour, request: Request) -> str:
@@ -108,9 +104,10 @@ def find(cache: Cache, request: Request) -> Artefact | None:
     """The finished kernel for the present inputs, or None.  Of Debian's sources, the one used last."""
     flavour = flavours.get(request.flavour)
     if request.kernel_tree is not None:
-        base = _user_base(UserBase(request.kernel_tree))
+        user = UserBase(request.kernel_tree)
+        base = trees.identity(user.folder, user.files())
     else:
-        source = package.Memory(cache).recall(request.version)
+        source = package.memory(cache).recall(request.version)
         if source is None:
             return None
         base = _source_base(source)
@@ -162,7 +159,7 @@ class _Builder:
     def ensure(self, refresh: bool) -> Artefact:
         if self._request.kernel_tree is not None:
             return self._from_user_tree(UserBase(self._request.kernel_tree))
-        memory = package.Memory(self._cache)
+        memory = package.memory(self._cache)
         known = None if refresh else memory.recall(self._request.version)
         if known is not None and (self._package_folder(known.package, known.version) / "src").is_dir():
             return self._from_package(known.package, known.version, None)
@@ -197,7 +194,7 @@ class _Builder:
                 assert known is not None
             source = Source(name, version, known["sha256"])
             inputs = _inputs(self._flavour, _source_base(source))
-            memory = package.Memory(self._cache)
+            memory = package.memory(self._cache)
             found = self._cache.find(KIND, _label(self._flavour, self._request), digest_inputs(inputs))
             if found is None:
                 tree = KeptTree(folder, self._flavour.config)
@@ -229,7 +226,7 @@ class _Builder:
         key = hashlib.sha256(str(user.folder).encode()).hexdigest()[:12]
         folder = self._cache.trees / f"user-{user.folder.name}-{key}"
         with self._cache.lock(f"tree-{folder.name}", self._reporter):
-            inputs = _inputs(self._flavour, _user_base(user))
+            inputs = _inputs(self._flavour, trees.identity(user.folder, user.files()))
             label = _label(self._flavour, self._request)
             if found := self._cache.find(KIND, label, digest_inputs(inputs)):
                 return found
@@ -284,7 +281,8 @@ class _Builder:
                 base.read,
                 steps,
                 work,
-                version=version,
+                onto=f"Linux {version}",
+                otherwise="take another version with --kernel-version",
                 log=self._log,
                 left_out=lambda path: not needed.is_needed(path),
             )

@@ -6,14 +6,12 @@ What was chosen is remembered, so that a later build of the same version needs n
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
 import re
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +20,7 @@ from images.cache import Cache, file_sha256
 from images.commands import Log, child, failure
 from images.errors import BuildError
 from images.kernel import needed, unchanged
+from images.memory import Memory
 from images.progress import Reporter
 
 SUITE = "trixie-backports"
@@ -81,48 +80,16 @@ def choose(available: list[tuple[str, str]], asked: str | None) -> list[tuple[st
 
 def newest_first(items: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """(package, version) sorted by Debian's order of versions."""
-    return sorted(items, key=functools.cmp_to_key(_compare), reverse=True)
+    return sorted(items, key=lambda item: apt.version_key(item[1]), reverse=True)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", text))
 
 
-def _compare(left: tuple[str, str], right: tuple[str, str]) -> int:
-    if left[1] == right[1]:
-        return 0
-    command = ["dpkg", "--compare-versions", left[1], "gt", right[1]]
-    newer = subprocess.run(command, check=False).returncode == 0
-    return 1 if newer else -1
-
-
-class Memory:
-    """Which sources were fetched before; one JSON file in the cache."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._path = cache.root / "kernel-sources.json"
-
-    def recall(self, asked: str | None) -> Source | None:
-        """The source that was used last for this request."""
-        known = self._read()
-        named = known.get(asked or "")
-        return Source(**named) if named else None
-
-    def remember(self, asked: str | None, source: Source) -> None:
-        known = self._read()
-        for key in {asked or "", source.version}:
-            known[key] = asdict(source)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
-        new.replace(self._path)
-
-    def _read(self) -> dict[str, dict[str, str]]:
-        try:
-            known: dict[str, dict[str, str]] = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            return {}
-        return known
+def memory(cache: Cache) -> Memory[Source]:
+    """Which sources were fetched before."""
+    return Memory(cache, "kernel-sources.json", Source)
 
 
 class Archive:

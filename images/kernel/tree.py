@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import stat
-import subprocess
 from pathlib import Path
 from typing import Protocol
 
-from images.commands import environment
+from images import trees
 from images.errors import BuildError
 from images.kernel import needed, unchanged
-from images.kernel.patching import Changes
+from images.patching import Changes
 
 
 class Base(Protocol):
@@ -156,19 +154,10 @@ class UserBase:
         return numbers + values.get("EXTRAVERSION", "")
 
     def files(self) -> dict[str, str]:
-        """Path → fingerprint (size, times, mode) of every file that a build reads; what it made is left out.
-
-        In a git work tree the files are git's and the new ones that it does not ignore; elsewhere, all
-        that do not look like a build's output.
-        """
-        found = {}
-        for path in filter(needed.is_needed, self._listed()):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                status = (self.folder / path).lstat()
-                if not stat.S_ISDIR(status.st_mode):
-                    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
-                    found[path] = f"{status.st_size} {times} {status.st_mode:o}"
-        return found
+        """Path → fingerprint of every file that a build reads; what it made is left out."""
+        return trees.fingerprints(
+            self.folder, filter(needed.is_needed, trees.listed(self.folder, _is_output))
+        )
 
     def copy_to(self, tree: KeptTree) -> int:
         """Bring a kept tree up to date; returns the number of files that were copied or removed.
@@ -198,28 +187,6 @@ class UserBase:
             _copy(self.folder / path, tree.src / path)
         _replace(listing, json.dumps(now).encode(), executable=False)
         return moved
-
-    def _listed(self) -> list[str]:
-        if (self.folder / ".git").exists():
-            command = ["git", "-c", f"safe.directory={self.folder}", "-C", str(self.folder)]
-            command += ["ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-            done = subprocess.run(command, env=environment(), capture_output=True, check=False)
-            if done.returncode == 0:
-                return [name for name in done.stdout.decode(errors="surrogateescape").split("\0") if name]
-        return list(self._walk(""))
-
-    def _walk(self, below: str) -> list[str]:
-        found = []
-        with os.scandir(self.folder / below) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                path = f"{below}{entry.name}"
-                if _is_output(path):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    found += self._walk(path + "/")
-                else:
-                    found.append(path)
-        return found
 
 
 _OUTPUT_SUFFIXES = (".o", ".ko", ".a", ".mod", ".mod.c", ".cmd", ".order", ".lds.tmp")

@@ -5,14 +5,21 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from images import __main__ as entry
 from images import api, cli
-from images.cache import Cache
+from images.cache import Artefact, Cache, digest_inputs
 from images.errors import BuildError
+from images.kernel import build as kernel_build
+from images.payloads import build as payloads_build
+from images.qemu import build as qemu_build
+from images.qemu import buildroot
+from images.rootfs import base as rootfs_base
+from images.rootfs import build as rootfs_build
 from images.shell import command_line
 
 _ROOT = Path(__file__).parents[2]
@@ -39,6 +46,11 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             ["build", "kernel", "--kernel-tree", "/nonexistent"],
             "error: /nonexistent is not a Linux kernel tree",
         ),
+        (
+            ["build", "qemu", "--qemu-tree", "/nonexistent"],
+            "error: /nonexistent is not a QEMU source tree",
+        ),
+        (["build", "rootfs", "--qemu-tree", "/"], "error: / is not a QEMU source tree"),
         (
             ["build", "--kernel-tree", "/", "--kernel-version", "7.3"],
             "error: --kernel-tree and --kernel-version",
@@ -111,6 +123,59 @@ def test_clean_keeps_what_is_up_to_date(
     assert f"removing {old.name}" in capsys.readouterr().out
     assert entry.main(["clean", "--all"]) == 0
     assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "built"),
+    [
+        ("qemu", ["qemu"]),
+        ("rootfs", ["rootfs"]),
+        ("all", ["payloads", "qemu", "rootfs", "kernel"]),
+    ],
+)
+def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
+    what: str, built: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, dict[str, object]] = {}
+
+    def builder(kind: str) -> Callable[..., Artefact]:
+        def ensure(*_: object, **options: object) -> Artefact:
+            asked[kind] = options
+            return Artefact(Path("/image"), kind, "label", "0" * 16)
+
+        return ensure
+
+    for module, kind in (
+        *((payloads_build, "payloads"), (qemu_build, "qemu")),
+        *((rootfs_build, "rootfs"), (kernel_build, "kernel")),
+    ):
+        monkeypatch.setattr(module, "ensure", builder(kind))
+    tree = Path("/q")
+    assert entry.main(["build", what, "--qemu-tree", str(tree), "--mirror", "file:/m", "--refresh"]) == 0
+    assert list(asked) == built
+    if "qemu" in asked:
+        assert asked["qemu"] == {"tree": tree, "mirror": "file:/m", "refresh": True}
+    if "rootfs" in asked:
+        assert asked["rootfs"] == {"qemu_tree": tree, "mirror": "file:/m"}
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == built
+
+
+def test_everything_that_goes_into_the_image_is_current(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("images.tools.version", lambda _: "1")
+    monkeypatch.setattr(qemu_build, "content_hash", lambda *_: "3" * 16)
+    hashes = {
+        "debian-trixie": digest_inputs(rootfs_base.DEBIAN.inputs()),
+        "buildroot-trixie": digest_inputs(buildroot.DEBIAN.inputs()),
+        "qemu-patched": "3" * 16,
+        "rootfs-trixie": digest_inputs(rootfs_build.inputs("3" * 16)),
+    }
+    for name, content_hash in hashes.items():
+        kind, _, label = name.partition("-")
+        _put(cache, kind, label, content_hash)
+        _put(cache, kind, label, "4" * 16)
+    assert cli.current(cache) == {f"{name}-{content_hash}" for name, content_hash in hashes.items()}
 
 
 def test_sizes_and_ages_are_readable() -> None:

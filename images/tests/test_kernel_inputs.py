@@ -16,7 +16,7 @@ from images.cache import Cache, digest_inputs
 from images.commands import Log
 from images.errors import BuildError
 from images.kernel import build, config, flavours, package
-from images.kernel.package import Memory, Source, choose, matches, unpack
+from images.kernel.package import Source, choose, matches, unpack
 from images.progress import Reporter
 
 _needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="this machine has no dpkg")
@@ -73,7 +73,7 @@ def test_a_version_is_not_taken_for_a_longer_one() -> None:
 
 
 def test_what_was_used_is_remembered_for_each_request(cache: Cache) -> None:
-    memory = Memory(cache)
+    memory = package.memory(cache)
     assert memory.recall(None) is None
     old, new = Source("linux-source-7.3", "7.3.4-1", "aa"), Source("linux-source-7.3", "7.3.5-1", "bb")
     memory.remember(None, old)

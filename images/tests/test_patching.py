@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from pathlib import Path
 
 import pytest
 
+from images import patching
 from images.commands import Log
-from images.kernel.patching import PatchError, paths_of, work_out
+from images.patching import PatchError, paths_of
 
+work_out = functools.partial(patching.work_out, onto="Linux 7.3", otherwise="take 7.3")
 _BASE = {
     "arch/x86/Makefile": b"".join(b"line %d\n" % n for n in range(20)),
     "arch/x86/old.c": b"int old;\n",
@@ -61,9 +64,7 @@ def test_patches_and_additions_are_applied_in_order(tmp_path: Path, work: Path, 
         tmp_path, "2.patch", _diff("arch/x86/Makefile", once, once.replace(b"line five\n", b"line V\n"))
     )
     third = _patch(tmp_path, "3.patch", _diff("soft/a.c", b"int a;\n", b"int b;\n"))
-    changes = work_out(
-        _BASE.get, [(first,), {"soft/a.c": b"int a;\n"}, (second, third)], work, version="7.3", log=log
-    )
+    changes = work_out(_BASE.get, [(first,), {"soft/a.c": b"int a;\n"}, (second, third)], work, log=log)
     assert set(changes.files) == {"arch/x86/Makefile", "arch/x86/new.h", "soft/a.c"}
     assert changes.files["arch/x86/Makefile"][0] == makefile.replace(b"line 5\n", b"line V\n")
     assert changes.files["arch/x86/new.h"] == (b"int n;\n", False)
@@ -74,7 +75,7 @@ def test_patches_and_additions_are_applied_in_order(tmp_path: Path, work: Path, 
 
 def test_a_script_stays_executable(tmp_path: Path, work: Path, log: Log) -> None:
     patch = _patch(tmp_path, "1.patch", _diff("scripts/run.sh", b"#!/bin/sh\n", b"#!/bin/sh\ntrue\n"))
-    assert work_out(_BASE.get, [(patch,)], work, version="7.3", log=log).files["scripts/run.sh"][1]
+    assert work_out(_BASE.get, [(patch,)], work, log=log).files["scripts/run.sh"][1]
 
 
 def test_a_patch_that_does_not_apply_is_named_with_its_file(tmp_path: Path, work: Path, log: Log) -> None:
@@ -83,24 +84,24 @@ def test_a_patch_that_does_not_apply_is_named_with_its_file(tmp_path: Path, work
     late = _diff("scripts/run.sh", b"#!/bin/sh\n", b"#!/bin/sh\ntrue\n")
     patch = _patch(tmp_path / "hooks", "0001-hook.patch", good, bad, late)
     with pytest.raises(PatchError) as caught:
-        work_out(_BASE.get, [(patch,)], work, version="7.4.1", log=log)
+        work_out(_BASE.get, [(patch,)], work, onto="Linux 7.4.1", log=log)
     assert caught.value.message == (
         "the patch hooks/0001-hook.patch does not apply to Linux 7.4.1 (in arch/x86/Makefile)"
     )
     assert caught.value.log == log.path
-    assert str(patch) in caught.value.hint
+    assert caught.value.hint == f"adapt {patch}, or take 7.3"
 
 
 def test_a_patch_for_a_file_that_is_gone_is_named_too(tmp_path: Path, work: Path, log: Log) -> None:
     patch = _patch(tmp_path / "hooks", "2.patch", _diff("gone.c", b"a\n", b"b\n"))
     with pytest.raises(PatchError, match=r"hooks/2\.patch does not apply to Linux 7\.3"):
-        work_out(_BASE.get, [(patch,)], work, version="7.3", log=log)
+        work_out(_BASE.get, [(patch,)], work, log=log)
 
 
 def test_a_patch_that_is_already_there_does_not_apply(tmp_path: Path, work: Path, log: Log) -> None:
     patch = _patch(tmp_path, "1.patch", _diff("arch/x86/old.c", b"int older;\n", b"int old;\n"))
     with pytest.raises(PatchError):
-        work_out(_BASE.get, [(patch,)], work, version="7.3", log=log)
+        work_out(_BASE.get, [(patch,)], work, log=log)
 
 
 def test_what_no_build_reads_may_be_missing_and_is_patched_where_it_is_there(
@@ -121,7 +122,6 @@ def test_what_no_build_reads_may_be_missing_and_is_patched_where_it_is_there(
             base.get,
             [(patch,)],
             work / folder,
-            version="7.3",
             log=log,
             left_out=lambda path: path.startswith("Documentation/"),
         )

@@ -11,8 +11,8 @@ import pytest
 from images.cache import digest_files
 from images.errors import BuildError
 from images.kernel import tree as tree_module
-from images.kernel.patching import Changes
 from images.kernel.tree import KeptTree, PackageBase, UserBase
+from images.patching import Changes
 
 _FILES = {
     "Kbuild": "obj-y += x\n",

@@ -9,7 +9,7 @@ import pytest
 from images.cache import Cache
 from images.kernel import flavours, unchanged
 from images.kernel.build import SOFTSEAM
-from images.kernel.patching import paths_of
+from images.patching import paths_of
 
 _FILES = (
     "arch/x86/kvm/vmx/tdx.c",

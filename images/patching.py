@@ -58,7 +58,8 @@ def work_out(
     steps: Iterable[tuple[Path, ...] | Mapping[str, bytes]],
     work: Path,
     *,
-    version: str,
+    onto: str,
+    otherwise: str,
     log: Log,
     left_out: Callable[[str], bool] = lambda path: False,
 ) -> Changes:
@@ -67,7 +68,8 @@ def work_out(
     :param original: path → the base's content, None where the base has no such file.
     :param steps: each is a series of patches, or a mapping of path → content to add.
     :param work: an empty folder.
-    :param version: of the base, for the message.
+    :param onto: the base and its version, for the message: ``Linux 7.3.4``.
+    :param otherwise: what the reader can do instead of adapting a patch, for the hint.
     :param left_out: path → whether it may be missing from the base, because no build reads it
         (documentation); what a patch does to such a file is passed over then.
     :raises PatchError: naming the patch and the file.
@@ -93,7 +95,7 @@ def work_out(
             content = without(patch.read_bytes(), lambda path: left_out(path) and original(path) is None)
             for path in paths_of(content):
                 bring(path)
-            _apply(patch, content, tree, version, log)
+            _apply(patch, content, tree, onto, otherwise, log)
     files = {path: (tree / path).read_bytes() for path in sorted(touched) if (tree / path).is_file()}
     return Changes(
         {path: (content, content.startswith(b"#!")) for path, content in files.items()},
@@ -101,7 +103,7 @@ def work_out(
     )
 
 
-def _apply(patch: Path, content: bytes, tree: Path, version: str, log: Log) -> None:
+def _apply(patch: Path, content: bytes, tree: Path, onto: str, otherwise: str, log: Log) -> None:
     part = tree.parent / patch.name
     part.write_bytes(content)
     command: list[str | Path] = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch"]
@@ -116,9 +118,9 @@ def _apply(patch: Path, content: bytes, tree: Path, version: str, log: Log) -> N
             if "FAILED" in line or "can't find file" in line or "previously applied" in line:
                 break
         raise PatchError(
-            f"the patch {patch.parent.name}/{patch.name} does not apply to Linux {version}"
+            f"the patch {patch.parent.name}/{patch.name} does not apply to {onto}"
             + (f" (in {where})" if where else ""),
-            hint=f"adapt {patch}, or take another version with --kernel-version",
+            hint=f"adapt {patch}, or {otherwise}",
             log=log.path,
         ) from error
 
