@@ -32,6 +32,7 @@
 #define MAX_VCPUS	8
 
 #define VMCALL_GET_QUOTE	0x10002
+#define OPERAND_BUSY		0x80000200	/* the upper half of the TDX module's code */
 
 struct quote_header {
 	u64 version, status;
@@ -143,8 +144,11 @@ static void accept_more(void)
 {
 	u64 end = MORE_GPA + accepted + MORE, gpa, status = 0;
 
-	for (gpa = MORE_GPA + accepted; gpa < end && !status; gpa += PAGE)
-		status = tdcall_accept(gpa);
+	for (gpa = MORE_GPA + accepted; gpa < end && !status; gpa += PAGE) {
+		do {
+			status = tdcall_accept(gpa);
+		} while (status >> 32 == OPERAND_BUSY);
+	}
 	if (!status)
 		accepted += MORE;
 	say_word("accepted ", accepted >> 20);
