@@ -35,8 +35,8 @@ _TOOLS = {**chroot.TOOLS, "patch": "patch", "xz": "xz-utils"}
 _APT_TOOLS = {"apt-get": "apt", "dpkg": "dpkg", "gpgv": "gpgv"}
 _NEEDED_BYTES = 2_000_000_000
 _CONFIGURE = (
-    # Its data folder is that of the stock QEMU, wherever the binary is.
-    *("--prefix=/usr", "--disable-relocatable"),
+    # Its data and firmware are the stock QEMU's, wherever the binary is.
+    *("--prefix=/usr", "--disable-relocatable", "--firmwarepath=/usr/share/qemu:/usr/share/seabios"),
     *("--cc=ccache gcc", "--target-list=x86_64-softmmu"),
     *("--without-default-features", "--enable-system", "--enable-kvm", "--disable-tcg"),
     *("--disable-tools", "--disable-docs", "--disable-guest-agent"),

@@ -13,10 +13,13 @@
 #include <linux/topology.h>
 #include <asm/cpufeature.h>
 #include <asm/cpuid/api.h>
+#include <asm/fpu/types.h>
 #include <asm/msr.h>
 #include <asm/softseam.h>
 
 #include "softseam.h"
+
+#define X87_CWD_INIT	0x37f
 
 u32 seam_nr_keyids = 16;
 u32 seam_max_vcpus = 576;
@@ -167,6 +170,31 @@ unsigned long softseam_hw_cr4(unsigned long val)
 {
 	return val & X86_CR4_VMXE && seam_active() ? val & ~X86_CR4_VMXE : val;
 }
+
+/*
+ * XSAVE says of all state that it is in use, and for x87 state in use XRSTOR
+ * clears a flag of the first CPU's without a lock (cpu_clear_ignne() in QEMU's
+ * target/i386/tcg).  If that CPU is just leaving a guest, it goes on in the host
+ * with the guest's nested paging.
+ */
+void softseam_before_xrstor(struct xregs_state *state)
+{
+	const struct fxregs_state *x87 = &state->i387;
+
+	/* The initial state is read-only by then, see below. */
+	if (state == &init_fpstate.regs.xsave)
+		return;
+	if (x87->cwd == X87_CWD_INIT && !x87->swd && !x87->twd && seam_active())
+		state->header.xfeatures &= ~XFEATURE_MASK_FP;
+}
+
+static int __init x87_init(void)
+{
+	if (seam_active())
+		init_fpstate.regs.xsave.header.xfeatures &= ~XFEATURE_MASK_FP;
+	return 0;
+}
+early_initcall(x87_init);
 
 int seam_this_package(void)
 {

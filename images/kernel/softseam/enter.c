@@ -3,6 +3,7 @@
 #include <linux/stddef.h>
 #include <linux/string.h>
 #include <asm/fpu/xcr.h>
+#include <asm/softseam.h>
 
 #include "softseam.h"
 
@@ -73,6 +74,7 @@ static void guest_fpu_load(const struct seam_vp *vp)
 {
 	u64 mask = vp->td.tdcs->xfam;
 
+	softseam_before_xrstor(__va(vp->tdvps->tdcx[2]));
 	asm volatile("xrstor64 %0" : : "m" (*(u8 (*)[PAGE_SIZE])__va(vp->tdvps->tdcx[2])),
 		     "a" ((u32)mask), "d" ((u32)(mask >> 32)) : "memory");
 }

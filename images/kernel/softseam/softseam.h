@@ -44,6 +44,9 @@ extern u32 seam_max_vcpus;		/* max_vcpus_per_td */
 #define SEAM_FIRST_KEYID	(SEAM_NR_MKTME_KEYIDS + 1)
 bool seam_active(void);
 void seam_enable_svm(void);
+/* arch/x86/kernel/fpu/core.c */
+extern struct fpstate init_fpstate;
+
 u64 seam_hsave_pa(void);
 u64 seam_host_vmcb_pa(void);
 int seam_this_package(void);
