@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_source_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--flavour", default="upstream", metavar="F", help="kernel flavour (default upstream)"
+        "--flavour",
+        default=os.environ.get("TDX_E2E_FLAVOUR") or "upstream",
+        metavar="F",
+        help="kernel flavour (default: $TDX_E2E_FLAVOUR, as for the tests, or upstream)",
     )
     command.add_argument(
         "--kernel-tree", type=Path, metavar="DIR", help="build this tree (it is not modified), not Debian's"

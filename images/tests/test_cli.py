@@ -230,3 +230,11 @@ def test_the_shells_command_line_has_the_disks_in_order_and_the_console(cache: C
     )
     assert words[words.index("-smp") + 1] == "4,sockets=2"
     assert words[words.index("-serial") + 1] == "mon:stdio"
+
+
+def test_flavour_is_the_one_that_the_environment_names_for_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TDX_E2E_FLAVOUR", "proposed")
+    assert entry.parser().parse_args(["build"]).flavour == "proposed"
+    assert entry.parser().parse_args(["build", "--flavour", "fixed"]).flavour == "fixed"
+    monkeypatch.setenv("TDX_E2E_FLAVOUR", "")
+    assert entry.parser().parse_args(["build"]).flavour == "upstream"
