@@ -9,10 +9,10 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.launch import Launch
+from fixtures.agent.worker import Worker
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm.truth import Truth
-from fixtures.kvm.worker import Worker
+from fixtures.softseam.truth import Truth
 
 
 @pytest.fixture

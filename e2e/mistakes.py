@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fixtures.contracts.promises import Refusal
 from fixtures.kvm import abi, cpuid
-from fixtures.kvm.contracts import Refusal
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.td import Capabilities, InitVmParams, Td
 from fixtures.kvm.tdx_command import RIGHT, Overrides

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import pytest
 
 from e2e.mistakes import INIT_VM
+from fixtures.agent.worker import Worker
 from fixtures.cgroup import UNLIMITED, Cgroup
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import BooksDiffer, Hkids
 from fixtures.kvm import crowd
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.refusals import refused
-from fixtures.kvm.worker import Worker
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How user space sets the number of a TD's vCPUs, and when they may come: what the host's contract promises.
 
-A promise is a question with one answer (:class:`fixtures.kvm.contracts.Promise`); what needs more than one
-question stands below.
+A promise is a question with one answer (:class:`fixtures.contracts.promises.Promise`); what needs more than
+one question stands below.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+from fixtures.agent import syscalls
+from fixtures.contracts.answers import refused
+from fixtures.contracts.generations import CONTRACTS
+from fixtures.contracts.judge import Verdict, judge
+from fixtures.contracts.probes import Prober
+from fixtures.contracts.promises import Contract, Promise, Refusal, Size
 from fixtures.errors import KernelSplat
+from fixtures.guests import output
 from fixtures.host import examine
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.host.examine import Examination
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import calls, stages, talk
+from fixtures.kvm import stages
 from fixtures.kvm.abi import Cap
-from fixtures.kvm.contracts import Contract, Promise, Refusal, Size
 from fixtures.kvm.errors import KvmError, errno_of
-from fixtures.kvm.generations import CONTRACTS
-from fixtures.kvm.judging import Verdict, judge
-from fixtures.kvm.probes import Prober
-from fixtures.kvm.refusals import refused
 from fixtures.kvm.requests import enable_cap
 from fixtures.kvm.stages import Region
 from fixtures.kvm.td import Td
@@ -132,9 +134,9 @@ def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
 ) -> None:
     """On the CPU where it was made, and on another: KVM keeps lists of the vCPUs of each."""
     made, initialized = cpus
-    td.worker.call(calls.affinity([made]))
+    td.worker.call(syscalls.affinity([made]))
     vcpu = td.create_vcpu(0)
-    td.worker.call(calls.affinity([initialized]))
+    td.worker.call(syscalls.affinity([initialized]))
     assert prober.init_for(td, prober.usual).errno == 0
     vcpu.set_cpuid2()
     vcpu.init_vcpu()
@@ -149,7 +151,7 @@ def test_td_whose_vcpus_came_first_runs_like_any_other(
     built = tdx_cleanup.enter_context(stages.created(prober.worker))
     built.create_vcpus(2).init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
-    assert [talk.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
+    assert [output.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
 
 
 @pytest.mark.tdx_host(cpus=2)
@@ -167,12 +169,12 @@ def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     built = tdx_cleanup.enter_context(stages.created(prober.worker))
     tdx_cleanup.callback(cpus.restore)
     stays, *_, goes = sorted(cpus.all)
-    prober.worker.call(calls.affinity([goes]))
+    prober.worker.call(syscalls.affinity([goes]))
     built.create_vcpus(1).init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
-    prober.worker.call(calls.affinity([stays]))
+    prober.worker.call(syscalls.affinity([stays]))
     cpus.offline(goes)
-    assert talk.line(built.vcpus[0]) == "hello from vCPU 0"
+    assert output.line(built.vcpus[0]) == "hello from vCPU 0"
 
 
 def test_context_of_a_td_is_not_copied(contract: Contract, prober: Prober, td: Td) -> None:

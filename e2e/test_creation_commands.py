@@ -10,17 +10,18 @@ import pytest
 
 from e2e.launch import Launch
 from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
+from fixtures.agent import syscalls
+from fixtures.agent.worker import Worker
+from fixtures.contracts.answers import each_refused, refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import TdxHost
-from fixtures.kvm import abi, calls, cpuid, stages
+from fixtures.kvm import abi, cpuid, stages
 from fixtures.kvm.abi import Cap, TdxCmdId
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.handle import Handle, Memory, nothing_of
-from fixtures.kvm.refusals import each_refused, refused
 from fixtures.kvm.stages import Assembly, Region, Stage
 from fixtures.kvm.td import Capabilities
 from fixtures.kvm.tdx_command import Overrides, tdx_call
-from fixtures.kvm.worker import Worker
 
 OF_VM = (TdxCmdId.CAPABILITIES, TdxCmdId.INIT_VM, TdxCmdId.FINALIZE_VM)
 OF_VCPU = (TdxCmdId.INIT_VCPU, TdxCmdId.INIT_MEM_REGION, TdxCmdId.GET_CPUID)
@@ -209,6 +210,6 @@ def test_capabilities_to_memory_that_ends_too_early_are_refused(
         memory.write(
             start + abi.TdxCapabilities.cpuid.offset, abi.KVM_MAX_CPUID_ENTRIES.to_bytes(4, "little")
         )
-        worker.call(calls.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE))
+        worker.call(syscalls.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE))
         with refused(contract, Refusal.CAPS_BAD_POINTER):
             td_created.td.capabilities(wrong=Overrides(data=memory.address + start))

@@ -11,16 +11,17 @@ from functools import partial
 import pytest
 
 from e2e.launch import Launch
-from fixtures.kvm import abi, stages, talk
+from fixtures.agent.worker import Worker
+from fixtures.contracts.answers import each_refused, refused
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests import output
+from fixtures.kvm import abi, stages
 from fixtures.kvm.abi import PAGE_SIZE
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.handle import Memory, unpack
-from fixtures.kvm.refusals import each_refused, refused
 from fixtures.kvm.stages import Assembly, Region
 from fixtures.kvm.tdx_command import RIGHT, Overrides
-from fixtures.kvm.truth import Truth
 from fixtures.kvm.vcpu import Vcpu
-from fixtures.kvm.worker import Worker
+from fixtures.softseam.truth import Truth
 
 BASE = 0x100000
 PAGES = 4
@@ -198,7 +199,7 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
 def test_guest_finds_the_bytes_and_need_not_accept_them(launch: Launch) -> None:
     data = (0x12345678).to_bytes(4, "little")
     built = launch("accept", regions=[Region(BASE, PAGE_SIZE, data)])
-    assert talk.told(built.vcpus[0], 2) == [ALREADY_ACCEPTED, 0x12345678]
+    assert output.told(built.vcpus[0], 2) == [ALREADY_ACCEPTED, 0x12345678]
 
 
 def test_source_may_change_afterwards(bench: Bench, payloads: Mapping[str, bytes]) -> None:
@@ -206,7 +207,7 @@ def test_source_may_change_afterwards(bench: Bench, payloads: Mapping[str, bytes
     bench.add()
     bench.source.write(0, b"\2")
     bench.built.populate(Region.firmware(payloads["accept"])).finalize()
-    assert talk.told(bench.vcpu, 2) == [ALREADY_ACCEPTED, 1]
+    assert output.told(bench.vcpu, 2) == [ALREADY_ACCEPTED, 1]
 
 
 @pytest.mark.tdx_needs("ground-truth")

@@ -6,15 +6,15 @@ from __future__ import annotations
 import pytest
 
 from e2e.mistakes import FEATURES
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.kvm import abi, cpuid, stages
 from fixtures.kvm.abi import MpStateValue
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.handle import Memory
-from fixtures.kvm.refusals import refused
 from fixtures.kvm.stages import Assembly
 from fixtures.kvm.tdx_command import Overrides
-from fixtures.kvm.truth import Truth
 from fixtures.kvm.vcpu import Vcpu
+from fixtures.softseam.truth import Truth
 
 X87_AND_SSE = 3
 FMA, AVX, F16C = 1 << 12, 1 << 28, 1 << 29

@@ -14,18 +14,18 @@ from functools import partial
 import pytest
 
 from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
+from fixtures.contracts.answers import each_refused, refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
 from fixtures.kvm import abi, cpuid, requests
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.handle import Memory
-from fixtures.kvm.refusals import each_refused, refused
 from fixtures.kvm.stages import Assembly
 from fixtures.kvm.td import Capabilities, InitVmParams, Td
 from fixtures.kvm.tdx_command import Overrides
-from fixtures.kvm.truth import TDX_OPERAND_INVALID, Truth
+from fixtures.softseam.truth import TDX_OPERAND_INVALID, Truth
 
 REGISTERS = ("eax", "ebx", "ecx", "edx")
 KVMS_OWN = {(FEATURES, "ebx"): HLE | RTM, (FEATURES, "ecx"): WAITPKG}

@@ -15,17 +15,18 @@ from contextlib import contextmanager
 import pytest
 from _pytest.mark import ParameterSet
 
+from fixtures.agent.worker import Worker
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import HarnessError
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd, stages, truth
-from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm import crowd, stages
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
-from fixtures.kvm.refusals import refused
 from fixtures.kvm.stages import HALT, Assembly, Region
-from fixtures.kvm.truth import Injection, Truth
-from fixtures.kvm.worker import Worker
+from fixtures.softseam import truth
+from fixtures.softseam.truth import Injection, Truth
 
 INJECTED = pytest.mark.tdx_needs("misc-cgroup", "seamcall-fault-injection")
 

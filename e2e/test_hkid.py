@@ -11,19 +11,20 @@ import pytest
 
 from e2e.mistakes import INIT_VM, Mistake
 from fixtures import cgroup
+from fixtures.agent import syscalls
+from fixtures.agent.call import Call, Earlier, Int
+from fixtures.agent.recorder import Recorder
+from fixtures.agent.worker import Worker, batch_call
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import CURRENT, Hkids
-from fixtures.kvm import abi, calls, crowd, requests, stages
+from fixtures.kvm import abi, crowd, requests, stages
 from fixtures.kvm.abi import Cap, VmType
-from fixtures.kvm.calls import Call, Earlier, Int
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.handle import ioctl_call, value_of
-from fixtures.kvm.recorder import Recorder
-from fixtures.kvm.refusals import refused
 from fixtures.kvm.stages import Stage
-from fixtures.kvm.truth import Truth
-from fixtures.kvm.worker import Worker, batch_call
+from fixtures.softseam.truth import Truth
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -104,7 +105,8 @@ def lives_until_all_are_closed(recorder: Recorder, kvm: Kvm, order: tuple[str, .
 
     def count() -> None:
         recorder.add(
-            calls.read_file(CURRENT), lambda data: counts.append(cgroup.parse(data.decode(), cgroup.RESOURCE))
+            syscalls.read_file(CURRENT),
+            lambda data: counts.append(cgroup.parse(data.decode(), cgroup.RESOURCE)),
         )
 
     params = stages.default_params(kvm.worker).pack()
@@ -114,7 +116,7 @@ def lives_until_all_are_closed(recorder: Recorder, kvm: Kvm, order: tuple[str, .
     recorder.add(requests.init_vm(vm, params))
     vcpu = recorder.ioctl_fd(requests.create_vcpu(vm, 0), lambda _: None)
     mapping = recorder.fd(
-        calls.mmap(run_size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, vcpu), lambda _: None
+        syscalls.mmap(run_size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, vcpu), lambda _: None
     )
     memfd = recorder.ioctl_fd(requests.create_guest_memfd(vm, abi.PAGE_SIZE), lambda _: None)
     stats = recorder.ioctl_fd(
@@ -123,7 +125,7 @@ def lives_until_all_are_closed(recorder: Recorder, kvm: Kvm, order: tuple[str, .
     fds: dict[str, Int] = {"vm-fd": vm, "vcpu-fd": vcpu, "guest-memfd": memfd, "vm-stats-fd": stats}
     count()
     for name in order:
-        recorder.add(calls.close(fds[name]) if name in fds else calls.munmap(mapping, run_size))
+        recorder.add(syscalls.close(fds[name]) if name in fds else syscalls.munmap(mapping, run_size))
         count()
     return counts
 
@@ -172,7 +174,7 @@ def test_freed_ids_are_used_again_and_again(tdx_host: TdxHost, kvm: Kvm, hkids: 
     cycle: list[Call[Any]] = [
         requests.create_vm(kvm.fd, VmType.TDX),
         requests.init_vm(Earlier(0), stages.default_params(kvm.worker).pack()),
-        calls.close(Earlier(0)),
+        syscalls.close(Earlier(0)),
     ]
     assert kvm.worker.call(batch_call(cycle, repeat=CYCLES)).complete
     assert hkids.taken == 0

@@ -17,18 +17,20 @@ from dataclasses import replace
 import pytest
 
 from e2e.launch import Launch
+from fixtures.agent import syscalls
+from fixtures.agent.worker import Worker, batch_call
 from fixtures.cgroup import Cgroup
+from fixtures.guests import output
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import calls, crowd, stages, talk
+from fixtures.kvm import crowd, stages
 from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Cap
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.exits import MapGpaExit
 from fixtures.kvm.requests import enable_cap
 from fixtures.kvm.stages import Assembly, Region
-from fixtures.kvm.truth import Truth
-from fixtures.kvm.worker import Worker, batch_call
+from fixtures.softseam.truth import Truth
 
 pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
 
@@ -48,7 +50,7 @@ def count(built: Assembly) -> list[int]:
     """Let each vCPU count once in its own and once in common memory, and leave it where it may be moved."""
     told = []
     for vcpu in built.vcpus:
-        told += talk.told(vcpu, 2)
+        told += output.told(vcpu, 2)
         vcpu.complete()
     return told
 
@@ -70,7 +72,7 @@ def step(built: Assembly) -> int | str:
         built.td.set_memory_attributes(found.gpa, found.size, private=found.private)
         told: int | str = "private" if found.private else "shared"
     else:
-        told = talk.value_of(found)
+        told = output.value_of(found)
     vcpu.complete()
     return told
 
@@ -114,14 +116,14 @@ def test_module_sees_nothing_but_vcpus_that_change_their_place(
 
 def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("interrupt")
-    assert talk.told(source.vcpus[0], 2) == [1, READY]
+    assert output.told(source.vcpus[0], 2) == [1, READY]
     source.vcpus[0].complete()
     assert source.td.signal_msi(VECTOR) == 1
     twin = twin_of(source, tdx_cleanup).take_over(source)
-    assert talk.value_of(twin.vcpus[0].run()) == 2
+    assert output.value_of(twin.vcpus[0].run()) == 2
     running = twin.vcpus[0].start()
     assert twin.td.signal_msi(VECTOR) == 1
-    assert talk.value_of(running.result()) == 3
+    assert output.value_of(running.result()) == 3
 
 
 def test_memory_is_accepted_and_converted_as_if_nothing_had_happened(
@@ -422,7 +424,7 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
 
 def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("count")
-    talk.told(source.vcpus[0], 2)
+    output.told(source.vcpus[0], 2)
     twin = twin_of(source, tdx_cleanup)
     assert errno_of(lambda: twin.take_over(source)) == errno.EBUSY
     source.vcpus[0].complete()
@@ -432,7 +434,7 @@ def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(launch: Launch, tdx_c
 
 def test_vcpu_that_runs_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("spin")
-    assert talk.told(source.vcpus[0], 1) == [1]
+    assert output.told(source.vcpus[0], 1) == [1]
     twin = twin_of(source, tdx_cleanup)
     running = source.vcpus[0].start()
     while running.done() or errno_of(lambda: twin.take_over(source)) != errno.EBUSY:
@@ -567,8 +569,8 @@ def test_memory_can_be_taken_from_the_td_meanwhile(
         first, second = tdx_host.agent.barrier(2)
         moving = twin.worker.start(twin.take_over_call(source, barrier=first))
         memfd = source.placed[-1].memfd.fd
-        hole = calls.fallocate(memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, spare.size)
-        punching = source.worker.start(batch_call([calls.barrier(second), hole]))
+        hole = syscalls.fallocate(memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, spare.size)
+        punching = source.worker.start(batch_call([syscalls.barrier(second), hole]))
         moved = errno_of(moving.result)
         # Who walks the page tables is in the way; user space tries again.
         assert moved in (0, errno.EBUSY)

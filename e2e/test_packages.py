@@ -12,15 +12,16 @@ from contextlib import ExitStack
 
 import pytest
 
+from fixtures.agent import syscalls
+from fixtures.agent.worker import Worker
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import calls, crowd, stages
-from fixtures.kvm.contracts import Contract, Refusal
+from fixtures.kvm import crowd, stages
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.refusals import refused
-from fixtures.kvm.truth import Truth
-from fixtures.kvm.worker import Worker
+from fixtures.softseam.truth import Truth
 
 pytestmark = [
     pytest.mark.tdx_host(cpus=4, sockets=2),
@@ -100,7 +101,7 @@ def test_one_cpu_of_each_package_is_enough_for_a_whole_life(owner: Worker, cpus:
 def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, cpus: Cpus, hkids: Hkids) -> None:
     """It was initialized there, so the TDX module has it associated with that CPU until it is flushed."""
     going = cpus.packages[max(cpus.packages)][-1]
-    owner.call(calls.affinity([going]))
+    owner.call(syscalls.affinity([going]))
     with stages.with_vcpus(owner):
         cpus.offline(going)
         assert hkids.taken == 1

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
+from fixtures.agent import syscalls
+from fixtures.agent.call import Call, Earlier
+from fixtures.agent.job import Job
+from fixtures.agent.worker import BatchResult, Worker, batch_call
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import abi, calls, crowd, requests, stages
+from fixtures.kvm import abi, crowd, requests, stages
 from fixtures.kvm.abi import VmType
-from fixtures.kvm.calls import Call, Earlier
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.handle import Handle
-from fixtures.kvm.job import Job
-from fixtures.kvm.refusals import refused
 from fixtures.kvm.stages import Assembly, Stage
 from fixtures.kvm.td import Td
-from fixtures.kvm.worker import BatchResult, Worker, batch_call
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -56,7 +57,7 @@ def test_sigkill_in_the_midst_of_construction_gives_all_back(tdx_host: TdxHost, 
         with tdx_host.agent.spawn() as owner, Kvm.open(owner) as kvm:
             building = owner.start(construction(kvm, repeat=1000))
             for _ in range(pauses):
-                owner.call(calls.ping())  # As long as it takes, and the machine's speed with it.
+                owner.call(syscalls.ping())  # As long as it takes, and the machine's speed with it.
             assert not building.done()
             owner.kill()
             owner.wait()
@@ -69,8 +70,8 @@ def construction(kvm: Kvm, *, repeat: int) -> Call[BatchResult]:
         requests.create_vm(kvm.fd, VmType.TDX),
         requests.init_vm(Earlier(0), stages.default_params(kvm.worker).pack()),
         requests.create_guest_memfd(Earlier(0), abi.PAGE_SIZE),
-        calls.close(Earlier(0)),
-        calls.close(Earlier(2)),
+        syscalls.close(Earlier(0)),
+        syscalls.close(Earlier(2)),
     ]
     return batch_call(steps, repeat=repeat)
 
@@ -212,9 +213,9 @@ def test_creators_and_destroyers_at_the_limit_lose_nothing(
         steps: list[Call[Any]] = [
             requests.create_vm(device.fd, VmType.TDX),
             requests.init_vm(Earlier(0), params),
-            calls.close(Earlier(0)),
+            syscalls.close(Earlier(0)),
         ]
-        worker.submit(calls.barrier(slot))
+        worker.submit(syscalls.barrier(slot))
         jobs.append(worker.submit(batch_call(steps, repeat=15, go_on=True)))
     errors = [result for job in jobs for result in job.result().results if isinstance(result, Exception)]
     assert {getattr(error, "errno", error) for error in errors} <= {contract.errno(Refusal.INIT_NO_HKID)}

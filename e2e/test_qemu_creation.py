@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
+from fixtures.agent.child import Program
+from fixtures.agent.worker import Worker
 from fixtures.deadline import Deadline
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.host.hkids import Hkids
-from fixtures.kvm.program import Program
-from fixtures.kvm.truth import Truth
-from fixtures.kvm.worker import Worker
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QmpError, QmpGone
 from fixtures.qemu.td_command import SOCKETS, td_argv
+from fixtures.softseam.truth import Truth
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 

@@ -13,17 +13,17 @@ from contextlib import ExitStack
 
 import pytest
 
+from fixtures.agent.worker import Worker
 from fixtures.cgroup import Cgroup
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
 from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import BooksDiffer, Hkids
 from fixtures.kvm import crowd, stages
 from fixtures.kvm.abi import Cap
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.worker import Worker
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QemuLaunchFailed, QmpError, QmpGone
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")

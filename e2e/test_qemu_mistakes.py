@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from fixtures.agent.errors import RemoteOSError
 from fixtures.guests.qemu_td import complaints
 from fixtures.host import kvm_modules
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm.errors import RemoteOSError
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QemuLaunchFailed
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")

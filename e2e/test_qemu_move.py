@@ -15,19 +15,20 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.launch import Launch
+from fixtures.agent.worker import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
+from fixtures.guests import output
 from fixtures.guests.moving import Destination, Move, moved
 from fixtures.guests.qemu_td import QemuTd
-from fixtures.guests.talk import answer, counts, joined, numbers, tell
+from fixtures.guests.typed import answer, counts, joined, numbers, tell
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd, talk
+from fixtures.kvm import crowd
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.truth import Truth
-from fixtures.kvm.worker import Worker
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.td_command import FIXED_CLOCK
+from fixtures.softseam.truth import Truth
 
 pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
 
@@ -269,9 +270,9 @@ def test_fatal_error_after_a_move_is_an_event(movable_tds: QemuTds) -> None:
 def test_beside_a_raw_td(hkids: Hkids, launch: Launch, movable_tds: QemuTds) -> None:
     raw = launch("count").vcpus[0]
     source = movable_tds.run()
-    assert (talk.told(raw, 2), counts(source)) == ([1, 1 << 31 | 1], [1, 1])
+    assert (output.told(raw, 2), counts(source)) == ([1, 1 << 31 | 1], [1, 1])
     td = moved_once(movable_tds, source)
-    assert (talk.told(raw, 2), counts(td)) == ([2, 1 << 31 | 2], [2, 2])
+    assert (output.told(raw, 2), counts(td)) == ([2, 1 << 31 | 2], [2, 2])
     assert hkids.taken == 2
 
 

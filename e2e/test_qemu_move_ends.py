@@ -13,9 +13,9 @@ import pytest
 
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Move, moved
 from fixtures.guests.qemu_td import QemuTd
-from fixtures.guests.talk import counts
+from fixtures.guests.typed import counts
 from fixtures.host.hkids import Hkids
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import QMP
 

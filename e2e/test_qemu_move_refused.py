@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
+from fixtures.agent import syscalls
+from fixtures.agent.worker import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.guests.moving import Move, moved
 from fixtures.guests.qemu_td import QemuTd, complaints
-from fixtures.guests.talk import counts, tell
+from fixtures.guests.typed import counts, tell
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import calls
-from fixtures.kvm.worker import Worker
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import BINARY
 
@@ -106,11 +106,11 @@ def quote_service(
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Something that takes requests for quotes and never answers: what a TD needs for it, and its end."""
     folder = f"/tmp/tdx-e2e-quotes-{owner.pid}"
-    owner.call(calls.mkdir(folder, 0o700))
+    owner.call(syscalls.mkdir(folder, 0o700))
     tdx_cleanup.callback(tdx_host.agent.run, "rm", "-rf", folder)
-    fd = owner.call(calls.listen(f"{folder}/socket"))
+    fd = owner.call(syscalls.listen(f"{folder}/socket"))
     address = {"type": "unix", "path": f"{folder}/socket"}
-    return {"guest": {"quote-generation-socket": address}}, lambda: owner.call(calls.close(fd))
+    return {"guest": {"quote-generation-socket": address}}, lambda: owner.call(syscalls.close(fd))
 
 
 @pytest.mark.usefixtures("td_move")

@@ -17,10 +17,10 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import crowd
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.truth import Truth
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
+from fixtures.softseam.truth import Truth
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 

@@ -11,11 +11,11 @@ import pytest
 
 from e2e.launch import Launch
 from fixtures.deadline import Deadline
+from fixtures.guests import output
 from fixtures.guests.qemu_td import QemuTd
-from fixtures.guests.talk import counts, tell
+from fixtures.guests.typed import counts, tell
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import talk
-from fixtures.pytest_parts.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu_fixtures import QemuTds
 from fixtures.qemu.errors import QmpError
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -143,7 +143,7 @@ def test_beside_a_raw_td_each_counts_for_itself(hkids: Hkids, launch: Launch, qe
     raw = launch("count").vcpus[0]
     td = qemu_tds.run()
     for step in (1, 2, 3):
-        assert talk.told(raw, 2) == [step, 1 << 31 | step]
+        assert output.told(raw, 2) == [step, 1 << 31 | step]
         assert counts(td) == [step, step]
     assert hkids.taken == 2
 

@@ -11,21 +11,23 @@ from typing import TypeVar
 import pytest
 
 from e2e.launch import Launch
+from fixtures.agent import syscalls
+from fixtures.agent.call import SyscallResult
+from fixtures.agent.job import Job
+from fixtures.agent.worker import Worker
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import Deadline
 from fixtures.errors import KernelSplat
+from fixtures.guests import output
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import abi, calls, talk
+from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE
-from fixtures.kvm.calls import SyscallResult
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.exits import Exit, FatalErrorExit, InternalErrorExit, InterruptedExit, ShutdownExit
 from fixtures.kvm.handle import close_all
-from fixtures.kvm.job import Job
-from fixtures.kvm.refusals import refused
 from fixtures.kvm.stages import Assembly, Region
 from fixtures.kvm.vcpu import RunJob, Vcpu
-from fixtures.kvm.worker import Worker
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -59,7 +61,7 @@ def spin(built: Assembly) -> list[RunJob]:
     """Run all vCPUs of a TD with the payload ``spin`` until each of them is in the guest, where it stays."""
     jobs = []
     for vcpu in built.vcpus:
-        talk.told(vcpu, 1)
+        output.told(vcpu, 1)
         jobs.append(once(vcpu, inside, vcpu.start))
     assert not any(job.done() for job in jobs)
     return jobs
@@ -82,7 +84,7 @@ def test_sigkill_of_the_owner_ends_a_guest_that_halts(
     owner: Worker, assert_gone: Check, launch: Launch
 ) -> None:
     (vcpu,) = launch("interrupt").vcpus
-    talk.told(vcpu, 2)
+    output.told(vcpu, 2)
     once(vcpu, halted, vcpu.start)
     owner.kill()
     assert owner.wait() == -signal.SIGKILL
@@ -90,7 +92,7 @@ def test_sigkill_of_the_owner_ends_a_guest_that_halts(
 
 
 def test_sigkill_of_the_owner_between_two_runs(owner: Worker, assert_gone: Check, launch: Launch) -> None:
-    talk.told(launch("accept", regions=[Region(0x100000, PAGE_SIZE)]).vcpus[0], 2)
+    output.told(launch("accept", regions=[Region(0x100000, PAGE_SIZE)]).vcpus[0], 2)
     owner.kill()
     assert owner.wait() == -signal.SIGKILL
     assert_gone()
@@ -98,11 +100,11 @@ def test_sigkill_of_the_owner_between_two_runs(owner: Worker, assert_gone: Check
 
 def test_td_of_another_process_goes_on(tdx_host: TdxHost, owner: Worker, launch: Launch) -> None:
     (other,) = launch("count", owner=tdx_host.agent.spawn()).vcpus
-    assert talk.told(other, 2)[0] == 1
+    assert output.told(other, 2)[0] == 1
     spin(launch("spin"))
     owner.kill()
     owner.wait()
-    assert talk.told(other, 2)[0] == 2
+    assert output.told(other, 2)[0] == 2
 
 
 # by a signal
@@ -119,12 +121,12 @@ def test_signal_interrupts_kvm_run_and_the_guest_goes_on_afterwards(launch: Laun
 
 def test_immediate_exit_keeps_kvm_run_from_entering(launch: Launch) -> None:
     (vcpu,) = launch("count").vcpus
-    talk.told(vcpu, 2)
+    output.told(vcpu, 2)
     page = vcpu.run_page()
     page.write(abi.Run.immediate_exit.offset, b"\1")
     assert isinstance(vcpu.run(), InterruptedExit)
     page.write(abi.Run.immediate_exit.offset, b"\0")
-    assert talk.told(vcpu, 1) == [2]
+    assert output.told(vcpu, 1) == [2]
 
 
 # by closing its fds
@@ -132,7 +134,7 @@ def test_immediate_exit_keeps_kvm_run_from_entering(launch: Launch) -> None:
 
 def run(vcpu: Vcpu, happened: Callable[[Stats, Stats], bool]) -> Job[SyscallResult]:
     """KVM_RUN in a thread that does not look at ``kvm_run`` afterwards, which may be unmapped by then."""
-    return once(vcpu, happened, lambda: vcpu.worker.start(calls.ioctl(vcpu.fd, abi.KVM_RUN)))
+    return once(vcpu, happened, lambda: vcpu.worker.start(syscalls.ioctl(vcpu.fd, abi.KVM_RUN)))
 
 
 def interrupt(job: Job[SyscallResult]) -> int:
@@ -147,7 +149,7 @@ def test_kvm_run_under_way_keeps_a_td_whose_fds_are_closed(
 ) -> None:
     built = launch("interrupt")
     (vcpu,) = built.vcpus
-    talk.told(vcpu, 2)
+    output.told(vcpu, 2)
     job = run(vcpu, halted)
     built.close()
     assert hkids.taken == 1
@@ -160,7 +162,7 @@ def test_guest_runs_on_when_the_fds_of_its_vm_and_vcpu_are_closed(
 ) -> None:
     built = launch("spin")
     (vcpu,) = built.vcpus
-    talk.told(vcpu, 1)
+    output.told(vcpu, 1)
     job = run(vcpu, inside)
     close_all(vcpu, built.td)
     assert hkids.taken == 1
@@ -175,7 +177,7 @@ def test_guest_ends_when_its_memory_is_closed(hkids: Hkids, assert_gone: Check, 
     """The guest_memfd's fd is what holds private memory; the memory slot does not."""
     built = launch("spin")
     (vcpu,) = built.vcpus
-    talk.told(vcpu, 1)
+    output.told(vcpu, 1)
     job = run(vcpu, inside)
     built.close()
     assert job.result().errno == errno.EFAULT
@@ -202,7 +204,7 @@ def test_guest_that_ended_leaves_nothing_behind(
 
 def test_vm_that_died_leaves_nothing_behind(assert_gone: Check, launch: Launch, contract: Contract) -> None:
     built = launch("pending", regions=[Region(0x100000, PAGE_SIZE)])
-    talk.told(built.vcpus[0], 1)
+    output.told(built.vcpus[0], 1)
     with refused(contract, Refusal.RUN_PENDING_PAGE):
         built.vcpus[0].run()
     built.close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from e2e.launch import Launch
-from fixtures.kvm import talk
+from fixtures.guests import output
 from fixtures.kvm.exits import InterruptedExit, ShutdownExit
 from fixtures.kvm.stages import Assembly
 from fixtures.kvm.vcpu import Vcpu
@@ -18,7 +18,7 @@ GSI = 5
 
 def ready(vcpu: Vcpu) -> None:
     """Run the payload ``interrupt`` to where it waits; it has had one interrupt then, its own."""
-    assert talk.told(vcpu, 2) == [1, READY]
+    assert output.told(vcpu, 2) == [1, READY]
 
 
 @pytest.fixture
@@ -30,27 +30,27 @@ def waiting(launch: Launch) -> Assembly:
 
 
 def test_guest_can_interrupt_itself(launch: Launch) -> None:
-    assert talk.told(launch("interrupt").vcpus[0], 1) == [1]
+    assert output.told(launch("interrupt").vcpus[0], 1) == [1]
 
 
 def test_msi_wakes_a_guest_that_halts(waiting: Assembly) -> None:
     running = waiting.vcpus[0].start()
     assert waiting.td.signal_msi(VECTOR) == 1
-    assert talk.value_of(running.result()) == 2
+    assert output.value_of(running.result()) == 2
 
 
 def test_msi_that_comes_between_two_runs_is_there_at_the_next(waiting: Assembly) -> None:
     assert waiting.td.signal_msi(VECTOR) == 1
-    assert talk.value_of(waiting.vcpus[0].run()) == 2
+    assert output.value_of(waiting.vcpus[0].run()) == 2
 
 
 def test_msis_that_come_before_the_guest_can_take_them_are_one(waiting: Assembly) -> None:
     for _ in range(3):
         waiting.td.signal_msi(VECTOR)
-    assert talk.value_of(waiting.vcpus[0].run()) == 2
+    assert output.value_of(waiting.vcpus[0].run()) == 2
     running = waiting.vcpus[0].start()
     waiting.td.signal_msi(VECTOR)
-    assert talk.value_of(running.result()) == 3
+    assert output.value_of(running.result()) == 3
 
 
 def test_no_msi_is_lost_and_none_comes_twice(waiting: Assembly) -> None:
@@ -58,7 +58,7 @@ def test_no_msi_is_lost_and_none_comes_twice(waiting: Assembly) -> None:
     for _ in range(20):
         running = waiting.vcpus[0].start()
         waiting.td.signal_msi(VECTOR)
-        told.append(talk.value_of(running.result()))
+        told.append(output.value_of(running.result()))
     assert told == list(range(2, 22))
 
 
@@ -70,7 +70,7 @@ def test_msi_goes_to_the_vcpu_that_it_names(launch: Launch) -> None:
     built.td.signal_msi(VECTOR, dest=0)
     assert not running.done()
     built.td.signal_msi(VECTOR, dest=1)
-    assert talk.value_of(running.result()) == 2
+    assert output.value_of(running.result()) == 2
 
 
 def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly) -> None:
@@ -78,7 +78,7 @@ def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly
     with waiting.td.irqfd(GSI) as eventfd:
         running = waiting.vcpus[0].start()
         eventfd.signal()
-        assert talk.value_of(running.result()) == 2
+        assert output.value_of(running.result()) == 2
 
 
 def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None:
@@ -88,7 +88,7 @@ def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None
         eventfd.signal()
         running = waiting.vcpus[0].start()
         waiting.td.signal_msi(VECTOR)
-        assert talk.value_of(running.result()) == 2
+        assert output.value_of(running.result()) == 2
     running = waiting.vcpus[0].start()
     assert isinstance(running.stop(), InterruptedExit)
 
@@ -97,12 +97,12 @@ def test_guest_that_halts_stays_in_kvm_run_until_a_signal(waiting: Assembly) -> 
     running = waiting.vcpus[0].start()
     assert isinstance(running.stop(), InterruptedExit)
     waiting.td.signal_msi(VECTOR)
-    assert talk.value_of(waiting.vcpus[0].run()) == 2
+    assert output.value_of(waiting.vcpus[0].run()) == 2
 
 
 def test_nmi_reaches_the_guest(launch: Launch) -> None:
     """The payload has no IDT, so that any interrupt is a triple fault."""
     (vcpu,) = launch("count").vcpus
-    talk.told(vcpu, 2)
+    output.told(vcpu, 2)
     vcpu.nmi()
     assert isinstance(vcpu.run(), ShutdownExit)

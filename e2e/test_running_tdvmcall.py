@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 
 from e2e.launch import Launch
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE, Cap, TdVmCall
-from fixtures.kvm.contracts import Contract, Refusal
 from fixtures.kvm.exits import Exit, FatalErrorExit, IoExit, MapGpaExit, MmioExit, TdVmCallExit
-from fixtures.kvm.mailbox import Mailbox, Registers
-from fixtures.kvm.refusals import refused
 
 SUCCESS = 0
 RETRY = 1

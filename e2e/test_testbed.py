@@ -9,16 +9,17 @@ import msgspec
 import pytest
 
 from fixtures import cgroup
+from fixtures.agent import syscalls
+from fixtures.agent.worker import Worker
 from fixtures.deadline import Deadline
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.host.nested import NestedHost
 from fixtures.host.ssh import SshConnection, SshError
-from fixtures.kvm import abi, calls, crowd, stages
+from fixtures.kvm import abi, crowd, stages
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.stages import Assembly, Stage
-from fixtures.kvm.truth import Injection, KeyState, Truth
-from fixtures.kvm.worker import Worker
+from fixtures.softseam.truth import Injection, KeyState, Truth
 
 KEYID_RANGE = re.compile(r"virt/tdx: BIOS enabled: private KeyID range \[(\d+), (\d+)\)")
 
@@ -159,5 +160,5 @@ def test_restored_host_is_the_host_before(tdx_host: TdxHost) -> None:
         tdx_host.restore()
     assert not tdx_host.agent.exists("/run/left-behind")
     assert Hkids(tdx_host).in_use == 0
-    boot_id = tdx_host.agent.call(calls.read_file("/proc/sys/kernel/random/boot_id")).decode().strip()
+    boot_id = tdx_host.agent.call(syscalls.read_file("/proc/sys/kernel/random/boot_id")).decode().strip()
     assert boot_id == tdx_host.facts.boot_id

@@ -7,19 +7,19 @@ from contextlib import ExitStack
 
 import pytest
 
+from fixtures.agent.worker import Worker
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Promise, Refusal, Sizes
 from fixtures.host.base import TdxHost
 from fixtures.kvm import abi, requests, stages
 from fixtures.kvm.abi import Cap
-from fixtures.kvm.contracts import Contract, Promise, Refusal, Sizes
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
-from fixtures.kvm.refusals import refused
 from fixtures.kvm.stages import Assembly, Stage
 from fixtures.kvm.td import Td
-from fixtures.kvm.truth import Truth
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.kvm.vm import Vm
-from fixtures.kvm.worker import Worker
+from fixtures.softseam.truth import Truth
 
 CPU1_ONLINE = "/sys/devices/system/cpu/cpu1/online"
 
