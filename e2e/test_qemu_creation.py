@@ -19,7 +19,7 @@ from fixtures.agent.worker import Worker
 from fixtures.deadline import Deadline
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError, QmpGone
 from fixtures.qemu.td_command import SOCKETS, td_argv
 from fixtures.softseam.truth import Truth

@@ -23,7 +23,7 @@ from fixtures.host.hkids import BooksDiffer, Hkids
 from fixtures.kvm import crowd, stages
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.device import Kvm
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QemuLaunchFailed, QmpError, QmpGone
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")

@@ -19,7 +19,7 @@ from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Move
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError, QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
 

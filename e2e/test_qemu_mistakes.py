@@ -17,7 +17,7 @@ from fixtures.guests.qemu_td import complaints
 from fixtures.host import kvm_modules
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QemuLaunchFailed
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")

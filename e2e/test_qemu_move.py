@@ -26,7 +26,7 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import crowd
 from fixtures.kvm.device import Kvm
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth
 

@@ -15,7 +15,7 @@ from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Mov
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.typed import counts
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import QMP
 

@@ -26,7 +26,7 @@ from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.typed import counts, tell
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import BINARY
 

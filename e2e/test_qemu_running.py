@@ -15,7 +15,7 @@ from fixtures.guests import output
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.typed import counts, tell
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu_fixtures import QemuTds
+from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
