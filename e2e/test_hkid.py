@@ -16,7 +16,7 @@ from fixtures.agent.call import Call, Earlier, Int
 from fixtures.agent.recorder import Recorder
 from fixtures.agent.worker import Worker, batch_call
 from fixtures.contracts.answers import refused
-from fixtures.contracts.promises import Contract, Refusal
+from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import CURRENT, Hkids
 from fixtures.kvm import abi, crowd, requests, stages
@@ -84,7 +84,7 @@ def test_failed_init_vm_holds_none_and_can_be_tried_again(
 def test_second_init_vm_takes_no_second_one(
     td_initialized: stages.Assembly, hkids: Hkids, contract: Contract
 ) -> None:
-    with refused(contract, Refusal.INIT_TWICE):
+    with refused(contract, Promise.INIT_TWICE):
         td_initialized.td.init_vm()
     assert hkids.taken == 0  # The one that the TD had before `hkids` began to count.
     td_initialized.close()

@@ -15,7 +15,7 @@ from fixtures.agent.call import Call, Earlier
 from fixtures.agent.job import Job
 from fixtures.agent.worker import BatchResult, Worker, batch_call
 from fixtures.contracts.answers import refused
-from fixtures.contracts.promises import Contract, Refusal
+from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import abi, crowd, requests, stages
@@ -194,7 +194,7 @@ def test_one_of_several_threads_initializes_a_td(
         with kvm.create_td() as td:
             results = race(tdx_host, [td] * RACERS)
             losers = [error.errno for error in results if error is not None]
-            assert losers == [contract.errno(Refusal.INIT_TWICE)] * (RACERS - 1)
+            assert losers == [contract.errno(Promise.INIT_TWICE)] * (RACERS - 1)
             assert hkids.taken == 1
         assert hkids.taken == 0
 
