@@ -37,7 +37,7 @@ def assert_gone(tdx_host: TdxHost, hkids: Hkids) -> Callable[[], None]:
     def check() -> None:
         assert hkids.taken == 0
         if told:
-            left = Truth(tdx_host.agent).snapshot()
+            left = Truth(tdx_host.agent).state()
             assert not left.tds
             assert not left.vcpus
             assert not [pages for pages in left.pages if pages.tdr is not None]

@@ -242,9 +242,9 @@ def test_memory_that_is_taken_away_is_removed_from_the_module(
 ) -> None:
     bench.vcpu.init_mem_region(bench.source.address, BASE, PAGES)
     (td,) = truth.tds()
-    assert truth.snapshot().pages_of(td.tdr)["reg"] == PAGES
+    assert truth.state().pages_of(td.tdr)["reg"] == PAGES
     take_away(bench.built)
-    assert "reg" not in truth.snapshot().pages_of(td.tdr)
+    assert "reg" not in truth.state().pages_of(td.tdr)
 
 
 def test_page_that_was_taken_away_can_be_added_again(bench: Bench) -> None:

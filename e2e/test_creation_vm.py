@@ -25,7 +25,8 @@ from fixtures.kvm.handle import Memory
 from fixtures.kvm.stages import Assembly
 from fixtures.kvm.td import Capabilities, InitVmParams, Td
 from fixtures.kvm.tdx_command import Overrides
-from fixtures.softseam.truth import TDX_OPERAND_INVALID, Truth
+from fixtures.softseam.inject import TDX_OPERAND_INVALID
+from fixtures.softseam.truth import Truth
 
 REGISTERS = ("eax", "ebx", "ecx", "edx")
 KVMS_OWN = {(FEATURES, "ebx"): HLE | RTM, (FEATURES, "ecx"): WAITPKG}

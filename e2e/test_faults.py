@@ -25,18 +25,19 @@ from fixtures.kvm import crowd, stages
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.stages import HALT, Assembly, Region
-from fixtures.softseam import truth
-from fixtures.softseam.truth import Injection, Truth
+from fixtures.softseam import inject
+from fixtures.softseam.inject import Injection
+from fixtures.softseam.truth import Truth
 
 INJECTED = pytest.mark.tdx_needs("misc-cgroup", "seamcall-fault-injection")
 
 RETRIES = 10
 """How often Linux makes a SEAMCALL that finds no entropy (``RDRAND_RETRY_LOOPS``)."""
 
-BUSY = truth.TDX_OPERAND_BUSY
-INVALID = truth.TDX_OPERAND_INVALID | 1
-NOT_READY = truth.TDX_SYS_NOT_READY
-NO_ENTROPY = truth.TDX_RND_NO_ENTROPY
+BUSY = inject.TDX_OPERAND_BUSY
+INVALID = inject.TDX_OPERAND_INVALID | 1
+NOT_READY = inject.TDX_SYS_NOT_READY
+NO_ENTROPY = inject.TDX_RND_NO_ENTROPY
 NAMES = {BUSY: "busy", INVALID: "invalid", NOT_READY: "not-ready", NO_ENTROPY: "no-entropy"}
 
 warns = pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+")
@@ -48,10 +49,9 @@ def fault(host: TdxHost, *injections: Injection) -> Iterator[None]:
 
     :raises HarnessError: it did not make the calls, so that the test shows nothing.
     """
-    module = Truth(host.agent)
-    with module.injecting(*injections):
+    with inject.armed(host.agent, *injections):
         yield
-        left = module.armed()
+        left = inject.still_armed(host.agent)
     if left:
         raise HarnessError(f"the kernel never came to {left}")
 
@@ -113,7 +113,7 @@ def test_init_vm_with_an_operand_that_the_module_refuses_tells_its_code_and_can_
     tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
     params = stages.default_params(kvm.worker)
-    code = truth.TDX_OPERAND_INVALID | 0x1234
+    code = inject.TDX_OPERAND_INVALID | 0x1234
     with kvm.create_td() as td:
         with (
             fault(tdx_host, Injection("TDH.MNG.INIT", code=code)),
@@ -166,7 +166,7 @@ def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
     """Tried again by KVM, or by its caller after EAGAIN: both are right."""
     params = stages.default_params(kvm.worker)
     with kvm.create_td() as td:
-        with fault(tdx_host, Injection("TDH.MNG.KEY.CONFIG", code=truth.TDX_KEY_GENERATION_FAILED)):
+        with fault(tdx_host, Injection("TDH.MNG.KEY.CONFIG", code=inject.TDX_KEY_GENERATION_FAILED)):
             try:
                 td.init_vm(params)
             except KvmError as error:
@@ -272,7 +272,7 @@ def test_init_mem_region_that_waits_for_a_busy_module_can_be_interrupted(
     (vcpu,) = td_with_vcpus.place(region).vcpus
     module = Truth(tdx_host.agent)
     before = module.leaves()["TDH.MEM.PAGE.ADD"].errors
-    with module.inject("TDH.MEM.PAGE.ADD", BUSY, count=1 << 31):
+    with inject.armed(tdx_host.agent, Injection("TDH.MEM.PAGE.ADD", count=1 << 31)):
         adding = vcpu.worker.start(vcpu.init_mem_region_call(region.data, region.gpa))
         while module.leaves()["TDH.MEM.PAGE.ADD"].errors < before + 2:
             assert not adding.done()
@@ -383,7 +383,7 @@ def test_hkid_of_a_vcpu_that_cannot_be_flushed_is_leaked_and_the_kernel_says_so(
 @INJECTED
 def test_interrupted_write_back_of_the_caches_is_resumed(tdx_host: TdxHost, kvm: Kvm, hkids: Hkids) -> None:
     (td,) = crowd.initialized(kvm, 1)
-    with fault(tdx_host, Injection("TDH.PHYMEM.CACHE.WB", 1, 3, truth.TDX_INTERRUPTED_RESUMABLE)):
+    with fault(tdx_host, Injection("TDH.PHYMEM.CACHE.WB", 1, 3, inject.TDX_INTERRUPTED_RESUMABLE)):
         td.close()
     assert hkids.taken == 0
 

@@ -104,10 +104,10 @@ def test_module_sees_nothing_but_vcpus_that_change_their_place(
     """The module's own history: no key, no page and no TD was made, freed or changed at any instant."""
     source = launch("count")
     count(source)
-    before, leaves = truth.snapshot(), truth.leaves()
+    before, leaves = truth.state(), truth.leaves()
     twin = twin_of(source, tdx_cleanup).take_over(source)
     called = {name for name, leaf in truth.leaves().items() if leaf.calls != leaves[name].calls}
-    after = truth.snapshot()
+    after = truth.state()
     assert called <= {"TDH.VP.FLUSH", "TDH.VP.WR"}
     assert (after.keys, after.pages) == (before.keys, before.pages)
     assert [td.tdr for td in after.tds] == [td.tdr for td in before.tds]
@@ -623,10 +623,10 @@ def test_ten_thousand_moves_leave_nothing(
         return now
 
     built = move(WARM_UP)
-    pages, slab = truth.snapshot().pages, unreclaimable(tdx_host)
+    pages, slab = truth.state().pages, unreclaimable(tdx_host)
     for round_ in range(10):
         built = move((MOVES - WARM_UP) // 10)
         assert count(built) == counted(round_ + 1)
-    assert truth.snapshot().pages == pages
+    assert truth.state().pages == pages
     assert unreclaimable(tdx_host) - slab < GROWTH_KIB
     assert hkids.taken == 1

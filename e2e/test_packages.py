@@ -111,7 +111,7 @@ def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, cpus: Cpus, hkids: H
 @pytest.mark.tdx_needs("ground-truth")
 def test_key_is_programmed_in_every_package(kvm: Kvm, cpus: Cpus, tdx_host: TdxHost) -> None:
     crowd.initialized(kvm, 1)
-    (key,) = [key for key in Truth(tdx_host.agent).snapshot().keys if key.tdr is not None]
+    (key,) = [key for key in Truth(tdx_host.agent).state().keys if key.tdr is not None]
     assert key.configured == sum(1 << package for package in cpus.packages)
 
 

@@ -108,12 +108,12 @@ def test_module_sees_no_key_change_at_any_instant(movable_tds: QemuTds, truth: T
     """From before the destination starts until the source is gone; and no page comes or goes."""
     source = movable_tds.run()
     counts(source)
-    last, pages = truth.history()[-1], truth.snapshot().pages
+    last, pages = truth.history()[-1], truth.state().pages
     destination = moved_once(movable_tds, source)
     counts(destination)
     assert truth.history(last.seq) == ()
     assert last.in_use == hkids.in_use
-    assert truth.snapshot().pages == pages
+    assert truth.state().pages == pages
 
 
 def test_memory_is_converted_in_the_destination_as_if_nothing_had_happened(movable_tds: QemuTds) -> None:

@@ -48,10 +48,10 @@ def test_pages_are_accepted_one_by_one_and_all_are_zero(launch: Launch) -> None:
 def test_page_is_mapped_when_the_guest_accepts_it_and_not_before(launch: Launch, truth: Truth) -> None:
     built = launch("memory", regions=MANY_PAGES)
     (td,) = truth.tds()
-    before = truth.snapshot().pages_of(td.tdr)["reg"]
+    before = truth.state().pages_of(td.tdr)["reg"]
     calls = truth.leaves()["TDH.MEM.PAGE.AUG"].calls
     output.told(built.vcpus[0], 1)
-    assert truth.snapshot().pages_of(td.tdr)["reg"] - before == PAGES
+    assert truth.state().pages_of(td.tdr)["reg"] - before == PAGES
     assert truth.leaves()["TDH.MEM.PAGE.AUG"].calls - calls == PAGES
 
 
@@ -199,11 +199,11 @@ def test_memory_that_was_taken_away_is_no_longer_the_modules(
 ) -> None:
     built = launch("accept", regions=ONE_PAGE)
     (td,) = truth.tds()
-    before = truth.snapshot().pages_of(td.tdr)["reg"]
+    before = truth.state().pages_of(td.tdr)["reg"]
     output.told(built.vcpus[0], 2)
-    assert truth.snapshot().pages_of(td.tdr)["reg"] == before + 1
+    assert truth.state().pages_of(td.tdr)["reg"] == before + 1
     take_away(built)
-    assert truth.snapshot().pages_of(td.tdr)["reg"] == before
+    assert truth.state().pages_of(td.tdr)["reg"] == before
 
 
 def test_memory_is_taken_away_while_a_vcpu_is_in_the_guest(launch: Launch) -> None:

@@ -19,7 +19,10 @@ from fixtures.host.ssh import SshConnection, SshError
 from fixtures.kvm import abi, crowd, stages
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.stages import Assembly, Stage
-from fixtures.softseam.truth import Injection, KeyState, Truth
+from fixtures.softseam import inject
+from fixtures.softseam.inject import Injection
+from fixtures.softseam.records import KeyState
+from fixtures.softseam.truth import Truth
 
 KEYID_RANGE = re.compile(r"virt/tdx: BIOS enabled: private KeyID range \[(\d+), (\d+)\)")
 
@@ -65,7 +68,7 @@ def test_module_has_the_size_that_was_asked_for(tdx_host: TdxHost) -> None:
 def test_module_and_kernel_count_the_same_hkids(tdx_host: TdxHost, kvm: Kvm) -> None:
     def counts() -> tuple[int, int]:
         charged = tdx_host.agent.read_text(f"{cgroup.ROOT}/misc.current")
-        return cgroup.parse(charged, cgroup.RESOURCE), Truth(tdx_host.agent).snapshot().hkids_in_use
+        return cgroup.parse(charged, cgroup.RESOURCE), Truth(tdx_host.agent).state().hkids_in_use
 
     assert counts() == (0, 0)
     tds = crowd.initialized(kvm, 3)
@@ -87,7 +90,7 @@ def test_module_knows_how_far_a_td_has_come(
     stage: Stage, op: str, vcpus: int, tdx_host: TdxHost, owner: Worker
 ) -> None:
     with stages.at(stage, owner) as built:
-        module = Truth(tdx_host.agent).snapshot()
+        module = Truth(tdx_host.agent).state()
         (td,) = module.tds
         (key,) = [key for key in module.keys if key.tdr is not None]
         assert (td.op, td.vcpus, len(module.vcpus)) == (op, vcpus, vcpus)
@@ -100,7 +103,7 @@ def test_module_knows_how_far_a_td_has_come(
 @tells
 def test_module_owns_nothing_without_a_td(tdx_host: TdxHost, td_finalized: Assembly) -> None:
     td_finalized.close()
-    module = Truth(tdx_host.agent).snapshot()
+    module = Truth(tdx_host.agent).state()
     assert (module.tds, module.vcpus) == ((), ())
     assert not [pages for pages in module.pages if pages.tdr is not None]
 
@@ -120,11 +123,10 @@ def test_module_tells_the_life_of_an_hkid(tdx_host: TdxHost, kvm: Kvm) -> None:
 
 @pytest.mark.tdx_needs("seamcall-fault-injection")
 def test_armed_fault_is_shown_and_gone_after_its_block(tdx_host: TdxHost) -> None:
-    module = Truth(tdx_host.agent)
     fault = Injection("TDH.MNG.CREATE", nth=2, count=3)
-    with module.injecting(fault):
-        assert module.armed() == (fault,)
-    assert module.armed() == ()
+    with inject.armed(tdx_host.agent, fault):
+        assert inject.still_armed(tdx_host.agent) == (fault,)
+    assert inject.still_armed(tdx_host.agent) == ()
 
 
 # ways in
