@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.launch import Launch
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.softseam.truth import Truth

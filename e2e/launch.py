@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.kvm import stages
 from fixtures.kvm.stages import Assembly, Region
 

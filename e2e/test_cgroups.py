@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 
 from e2e.mistakes import INIT_VM
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.cgroup import UNLIMITED, Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal

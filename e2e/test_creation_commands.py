@@ -11,7 +11,7 @@ import pytest
 from e2e.launch import Launch
 from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
 from fixtures.agent import syscalls
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import TdxHost

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from e2e.launch import Launch
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from _pytest.mark import ParameterSet
 
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import HarnessError

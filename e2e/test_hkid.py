@@ -12,9 +12,9 @@ import pytest
 from e2e.mistakes import INIT_VM, Mistake
 from fixtures import cgroup
 from fixtures.agent import syscalls
-from fixtures.agent.call import Call, Earlier, Int
+from fixtures.agent.call import Call, Earlier, Int, batch_call
+from fixtures.agent.client import Worker
 from fixtures.agent.recorder import Recorder
-from fixtures.agent.worker import Worker, batch_call
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.host.base import Capability, TdxHost

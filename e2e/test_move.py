@@ -18,7 +18,8 @@ import pytest
 
 from e2e.launch import Launch
 from fixtures.agent import syscalls
-from fixtures.agent.worker import Worker, batch_call
+from fixtures.agent.call import batch_call
+from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.guests import output
 from fixtures.host.base import TdxHost

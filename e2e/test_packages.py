@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 from fixtures.agent import syscalls
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import TdxHost

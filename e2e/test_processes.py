@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from fixtures.agent import syscalls
-from fixtures.agent.call import Call, Earlier
-from fixtures.agent.job import Job
-from fixtures.agent.worker import BatchResult, Worker, batch_call
+from fixtures.agent.call import BatchResult, Call, Earlier, batch_call
+from fixtures.agent.client import Job, Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.host.base import TdxHost

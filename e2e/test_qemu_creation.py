@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fixtures.agent.child import Program
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.deadline import Deadline
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.host.hkids import Hkids

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.launch import Launch
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.guests import output

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fixtures.agent import syscalls
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.guests.moving import Move, moved

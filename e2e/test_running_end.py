@@ -13,8 +13,7 @@ import pytest
 from e2e.launch import Launch
 from fixtures.agent import syscalls
 from fixtures.agent.call import SyscallResult
-from fixtures.agent.job import Job
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Job, Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import Deadline

@@ -10,7 +10,7 @@ import pytest
 
 from fixtures import cgroup
 from fixtures.agent import syscalls
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.deadline import Deadline
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids

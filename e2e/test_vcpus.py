@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from fixtures.agent.worker import Worker
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import answers, refused
 from fixtures.contracts.promises import Contract, Promise, Refusal, Sizes
 from fixtures.host.base import TdxHost
