@@ -189,7 +189,7 @@ def test_there_is_no_limit_at_first(family: Family) -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_limit_admits_as_many(limit: int, member: Kvm, tdx_cgroup: Cgroup) -> None:
-    tdx_cgroup.max = limit
+    tdx_cgroup.set_max(limit)
     crowd.initialized(member, limit)
     assert (tdx_cgroup.current, tdx_cgroup.max) == (limit, limit)
     assert (tdx_cgroup.events, tdx_cgroup.events_local) == (0, 0)
@@ -198,7 +198,7 @@ def test_limit_admits_as_many(limit: int, member: Kvm, tdx_cgroup: Cgroup) -> No
 @BOOKS_WRONG_AT_THE_END
 @pytest.mark.parametrize("limit", [0, 1, 3])
 def test_limit_refuses_the_next(limit: int, member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
-    tdx_cgroup.max = limit
+    tdx_cgroup.set_max(limit)
     crowd.initialized(member, limit)
     with refused_td(member, contract):
         assert (tdx_cgroup.events, tdx_cgroup.events_local) == (1, 1)
@@ -206,7 +206,7 @@ def test_limit_refuses_the_next(limit: int, member: Kvm, tdx_cgroup: Cgroup, con
 
 @BOOKS_WRONG_AT_ONCE
 def test_refused_td_changes_no_count(family: Family, hkids: Hkids, contract: Contract) -> None:
-    family.child.max = 1
+    family.child.set_max(1)
     crowd.initialized(family.in_child, 1)
     crowd.initialized(family.in_sibling, 1)
     with refused_td(family.in_child, contract):
@@ -216,7 +216,7 @@ def test_refused_td_changes_no_count(family: Family, hkids: Hkids, contract: Con
 
 @BOOKS_WRONG_AT_ONCE
 def test_limit_holds_however_often_it_refuses(member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     crowd.initialized(member, 1)
     for refusals in (1, 2, 3):
         with refused_td(member, contract):
@@ -227,7 +227,7 @@ def test_limit_holds_however_often_it_refuses(member: Kvm, tdx_cgroup: Cgroup, c
 def test_refused_td_is_admitted_once_there_is_room(
     member: Kvm, tdx_cgroup: Cgroup, contract: Contract
 ) -> None:
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     (td,) = crowd.initialized(member, 1)
     with member.create_td() as late:
         with refused(contract, Refusal.INIT_CGROUP_MAX):
@@ -248,14 +248,14 @@ def test_refused_td_is_admitted_once_there_is_room(
 def test_refusal_is_an_event_of_the_limiting_cgroup_and_those_above_it(
     limited: str, events: dict[str, tuple[int, int]], family: Family, contract: Contract
 ) -> None:
-    family[limited].max = 0
+    family[limited].set_max(0)
     with refused_td(family.in_child, contract):
         assert family.events == events
 
 
 @BOOKS_WRONG_AT_THE_END
 def test_parents_limit_is_for_all_its_children_together(family: Family, contract: Contract) -> None:
-    family.parent.max = 2
+    family.parent.set_max(2)
     crowd.initialized(family.in_child, 1)
     crowd.initialized(family.in_sibling, 1)
     with refused_td(family.in_child, contract):
@@ -263,14 +263,14 @@ def test_parents_limit_is_for_all_its_children_together(family: Family, contract
 
 
 def test_childs_limit_is_not_its_siblings(family: Family) -> None:
-    family.child.max = 0
+    family.child.set_max(0)
     crowd.initialized(family.in_sibling, 2)
     assert family.current == {"parent": 2, "child": 0, "sibling": 2}
 
 
 def test_limit_below_what_is_in_use_takes_nothing_away(member: Kvm, tdx_cgroup: Cgroup) -> None:
     crowd.initialized(member, 2)
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     assert (tdx_cgroup.current, tdx_cgroup.events) == (2, 0)
 
 
@@ -279,14 +279,14 @@ def test_limit_below_what_is_in_use_refuses_the_next(
     member: Kvm, tdx_cgroup: Cgroup, contract: Contract
 ) -> None:
     crowd.initialized(member, 2)
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     with refused_td(member, contract):
         assert tdx_cgroup.events_local == 1
 
 
 def test_limit_can_be_lifted(member: Kvm, tdx_cgroup: Cgroup) -> None:
-    tdx_cgroup.max = 0
-    tdx_cgroup.max = UNLIMITED
+    tdx_cgroup.set_max(0)
+    tdx_cgroup.set_max(UNLIMITED)
     assert tdx_cgroup.max == UNLIMITED
     crowd.initialized(member, 1)
     assert tdx_cgroup.current == 1
@@ -296,7 +296,7 @@ def test_exhausted_pool_is_told_from_a_limit(
     owner: Worker, member: Kvm, tdx_cgroup: Cgroup, hkids: Hkids, contract: Contract
 ) -> None:
     """Without an HKID the cgroup is not even asked: ENOSPC, not EBUSY, and no event."""
-    tdx_cgroup.max = 0
+    tdx_cgroup.set_max(0)
     with Kvm.open(owner) as elsewhere:
         tds = crowd.initialized(elsewhere, hkids.free)
         with refused_td(member, contract, Refusal.INIT_NO_HKID):

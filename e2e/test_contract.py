@@ -166,7 +166,7 @@ def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     tdx_cleanup: ExitStack,
 ) -> None:
     """KVM has to know on which CPU it is, though it was there before there was anything to know."""
-    cpus = Cpus(tdx_host.agent)
+    cpus = Cpus.online_now(tdx_host.agent)
     built = tdx_cleanup.enter_context(stages.created(prober.worker))
     tdx_cleanup.callback(cpus.restore)
     stays, *_, goes = sorted(cpus.all)

@@ -287,8 +287,8 @@ def test_limits_of_the_source_and_of_what_both_have_in_common_do_not_matter(
     tdx_cleanup: ExitStack,
 ) -> None:
     source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
-    tdx_cgroup.max = 1
-    pair[0].max = 0
+    tdx_cgroup.set_max(1)
+    pair[0].set_max(0)
     twin.take_over(source)
     assert [group.current for group in (*pair, tdx_cgroup)] == [0, 1, 1]
     assert count(twin) == counted(2)
@@ -298,12 +298,12 @@ def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
     pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
     source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
-    pair[1].max = 0
+    pair[1].set_max(0)
     assert errno_of(lambda: twin.take_over(source)) == errno.EBUSY
     assert [group.current for group in pair] == [1, 0]
     assert pair[1].events_local == 1
     assert count(source) == counted(2)
-    pair[1].max = 1
+    pair[1].set_max(1)
     twin.take_over(source)
     assert [group.current for group in pair] == [0, 1]
     assert count(twin) == counted(3)

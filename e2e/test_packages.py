@@ -32,7 +32,7 @@ pytestmark = [
 @pytest.fixture
 def cpus(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Cpus:
     """The host's CPUs; all that were online are so again after the test."""
-    found = Cpus(tdx_host.agent)
+    found = Cpus.online_now(tdx_host.agent)
     tdx_cleanup.callback(found.restore)
     return found
 

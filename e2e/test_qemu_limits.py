@@ -83,7 +83,7 @@ def test_over_the_cgroups_limit_is_refused_with_another_error(
     qemu_tds: QemuTds,
     contract: Contract,
 ) -> None:
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
     td = qemu_tds.start(worker)
     assert tdx_cgroup.current == 1

@@ -154,7 +154,7 @@ def pair(tdx_cgroup: Cgroup, tdx_host: TdxHost, tdx_cleanup: ExitStack) -> list[
 
 def test_moves_at_its_cgroups_limit(pair: list[tuple[Cgroup, Worker]], movable_tds: QemuTds) -> None:
     (group, worker), _ = pair
-    group.max = 1
+    group.set_max(1)
     source = movable_tds.run(worker)
     assert group.current == 1
     destination = moved_once(movable_tds, source, worker)
@@ -168,7 +168,7 @@ def test_charge_moves_to_the_destinations_cgroup(
     pair: list[tuple[Cgroup, Worker]], tdx_cgroup: Cgroup, movable_tds: QemuTds
 ) -> None:
     (old, first), (new, second) = pair
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     source = movable_tds.run(first)
     assert (old.current, new.current) == (1, 0)
     destination = moved(source, movable_tds.destination(source, second))

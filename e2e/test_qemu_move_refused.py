@@ -229,7 +229,7 @@ def test_cgroup_of_the_destination_that_is_at_its_limit(
 ) -> None:
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
     source = movable_tds.run()
-    tdx_cgroup.max = 0
+    tdx_cgroup.set_max(0)
     before = source.open_files
     destination = movable_tds.destination(source, worker)
     assert Move(source, destination).end() == "failed"
@@ -239,7 +239,7 @@ def test_cgroup_of_the_destination_that_is_at_its_limit(
     assert_goes_on(source, 1, stopped=True)
     assert (tdx_cgroup.current, tdx_cgroup.events_local, hkids.taken) == (0, 1, 1)
     assert source.open_files == before
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     again = moved(source, movable_tds.destination(source, worker))
     assert counts(again) == [2, 2]
     assert (tdx_cgroup.current, hkids.taken) == (1, 1)

@@ -86,7 +86,7 @@ def test_outlives_a_reset_when_no_hkid_is_free(hkids: Hkids, kvm: Kvm, qemu_tds:
 def test_outlives_a_reset_at_its_cgroups_limit(
     tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, qemu_tds: QemuTds
 ) -> None:
-    tdx_cgroup.max = 1
+    tdx_cgroup.set_max(1)
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
     td = qemu_tds.start(worker, cpu=FIXED_CLOCK)
     reset(td)
