@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from images.errors import BuildError
+from images.machine import BINARY, Shape
 
 _INTERRUPTED = 130
 
@@ -48,12 +49,17 @@ def parser() -> argparse.ArgumentParser:
 
     shell = commands.add_parser("shell", help="boot the nested host and get its console")
     _add_source_options(shell)
-    shell.add_argument("--cpus", type=int, default=2, metavar="N", help="logical CPUs (default 2)")
-    shell.add_argument("--sockets", type=int, default=1, metavar="N", help="packages (default 1)")
-    shell.add_argument("--memory", type=int, default=1536, metavar="MIB", help="MiB (default 1536)")
-    shell.add_argument("--keyids", type=int, default=16, metavar="N", help="TDX KeyIDs (default 16)")
-    shell.add_argument("--max-vcpus", type=int, default=576, metavar="N", help="per TD, as the module says")
-    shell.add_argument("--qemu", default="qemu-system-x86_64", metavar="BINARY", help="QEMU to run")
+    usual = Shape()
+    for name, default, unit, meaning in (
+        ("cpus", usual.cpus, "N", "logical CPUs"),
+        ("sockets", usual.sockets, "N", "physical packages"),
+        ("memory", usual.memory_mib, "MIB", "MiB of memory"),
+        ("keyids", usual.keyids, "N", "TDX KeyIDs with the global one"),
+        ("max-vcpus", usual.max_vcpus, "N", "vCPUs that the TDX module allows a TD"),
+    ):
+        help_ = f"{meaning} (default: {default})"
+        shell.add_argument(f"--{name}", type=int, default=default, metavar=unit, help=help_)
+    shell.add_argument("--qemu", default=BINARY, metavar="BINARY", help="QEMU to run")
     return top
 
 
@@ -64,10 +70,11 @@ def _add_source_options(command: argparse.ArgumentParser) -> None:
         metavar="F",
         help="kernel flavour (default: $TDX_E2E_FLAVOUR, as for the tests, or upstream)",
     )
-    command.add_argument(
+    source = command.add_mutually_exclusive_group()
+    source.add_argument(
         "--kernel-tree", type=Path, metavar="DIR", help="build this tree (it is not modified), not Debian's"
     )
-    command.add_argument(
+    source.add_argument(
         "--kernel-version",
         metavar="V",
         help="of Debian's kernel source: 7.3, 7.3.4 or a whole Debian version",

@@ -10,7 +10,6 @@ from images import shell
 from images.cache import Artefact, Cache
 from images.kernel import build as kernel_build
 from images.kernel import flavours
-from images.kernel.request import kernel_request
 from images.payloads import build as payloads_build
 from images.progress import Reporter, reporter
 from images.qemu import build as qemu_build
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
     """Build what was asked for; one line a finished image, on standard output."""
-    request = kernel_request(arguments)
+    request = kernel_build.Request(arguments.flavour, arguments.kernel_tree, arguments.kernel_version)
     flavours.get(request.flavour)
     everything = arguments.what == "all"
     mirror, refresh, qemu_tree = arguments.mirror, arguments.refresh, arguments.qemu_tree

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a builder raises: one line for a person, a hint, and where the whole story is."""
+"""The base of all errors of this project, and those of its builders."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-class BuildError(Exception):
-    """An image could not be made.  Nothing half-made is left in the cache.
+class TdxTestError(Exception):
+    """Base of all errors that a person may see.
 
     :param message: one line, what happened.
-    :param hint: one line, what the reader can do about it.
-    :param log: the file that holds the output of every command that ran.
+    :param hint: one line, what the reader can do.
+    :param log: the file with the whole output.
     """
+
+    party = "harness"
+    """Who has to look at it: ``kernel``, ``lab`` or ``harness``."""
 
     def __init__(self, message: str, *, hint: str = "", log: Path | None = None) -> None:
         super().__init__(message)
@@ -27,6 +30,12 @@ class BuildError(Exception):
         if self.log is not None:
             parts.append(f"log: {self.log}")
         return "; ".join(parts)
+
+
+class BuildError(TdxTestError):
+    """An image could not be made.  The cache is left without a half-made image."""
+
+    party = "lab"
 
 
 class CommandError(BuildError):

@@ -57,7 +57,6 @@ class BootImages:
     :param rootfs: raw ext4 image of the root file system.
     :param flavour: name of the flavour; ``<flavour>-tree`` if the kernel was built from a user's tree, which
         may hold more than the flavour.
-    :param version: of the kernel's base, e.g. ``7.3.4``.
     :param patch_hash: 12 hexadecimal digits over hooks, softseam and the flavour's patches.
     """
 
@@ -65,7 +64,6 @@ class BootImages:
     modules: Path | None
     rootfs: Path
     flavour: str = "unknown"
-    version: str = ""
     patch_hash: str = ""
 
 
