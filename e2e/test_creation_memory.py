@@ -14,7 +14,9 @@ from e2e.launch import Launch
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.deadline import until
 from fixtures.guests import output
+from fixtures.guests.running import interrupted
 from fixtures.kvm import abi, stages
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.handle import Memory, unpack
@@ -179,11 +181,9 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
     wrong = write_region(region, bench, pages)
     with built.td.stats_fd() as stats:
         job = owner.start(bench.vcpu.init_mem_region_call(0, 0, measure=False, wrong=wrong))
-        while not job.done():
-            if stats.read()["pages_4k"] != (0,):
-                job.interrupt()
+        until(lambda: stats.read()["pages_4k"] != (0,), "the first page to be added")
     with refused(contract, Refusal.REGION_INTERRUPTED):
-        job.result()
+        interrupted(job)
     source, gpa, left = read_region(region)
     done = (pages - left) * PAGE_SIZE
     assert 0 < left < pages

@@ -235,12 +235,14 @@ def test_finalized_td_is_runnable_in_the_module(td_populated: Assembly, truth: T
 
 
 @pytest.mark.tdx_finding("F2", flavours=("upstream",), raises=(KernelSplat,))
-def test_finalize_without_an_initialized_vcpu_is_refused_without_a_warning(kvm: Kvm) -> None:
+def test_finalize_without_an_initialized_vcpu_is_refused_without_a_warning(
+    kvm: Kvm, contract: Contract
+) -> None:
     for vcpus in range(2):
         with kvm.create_td() as td:
             td.split_irqchip()
             td.init_vm()
             for ident in range(vcpus):
                 td.create_vcpu(ident)
-            with pytest.raises(KvmError):
+            with refused(contract, Refusal.FINALIZE_NO_VCPU):
                 td.finalize()

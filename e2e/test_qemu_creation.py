@@ -16,7 +16,7 @@ import pytest
 
 from fixtures.agent.child import Program
 from fixtures.agent.client import Worker
-from fixtures.deadline import Deadline
+from fixtures.deadline import until
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.host.hkids import Hkids
 from fixtures.plugin.qemu import QemuTds
@@ -91,11 +91,9 @@ def starting(qemu_tds: QemuTds, owner: Worker, **changes: Any) -> Iterator[Progr
 
 
 def see(program: Program, condition: Callable[[], bool]) -> None:
-    """Look until the condition holds, which it does before the program could end."""
-    deadline = Deadline(20, "a step of QEMU's start")
-    while not condition():
-        assert program.alive
-        deadline.check()
+    """Wait for a condition, which holds before the program could end."""
+    until(lambda: condition() or not program.alive, "a step of QEMU's start", 20)
+    assert program.alive
 
 
 def test_takes_one_hkid_also_with_a_whole_firmware(hkids: Hkids, qemu_tds: QemuTds, td_firmware: str) -> None:

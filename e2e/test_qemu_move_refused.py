@@ -20,7 +20,7 @@ import pytest
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
-from fixtures.deadline import Deadline
+from fixtures.deadline import until
 from fixtures.guests.moving import Move, moved
 from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.typed import counts, tell
@@ -127,9 +127,7 @@ def test_quote_in_flight(
         Move(source, destination)
     assert_goes_on(source, 1, stopped=False)
     end()
-    deadline = Deadline(10, "the end of a request for a quote")
-    while tell(source, "w") == f"quote {IN_FLIGHT}":
-        deadline.check()
+    until(lambda: tell(source, "w") != f"quote {IN_FLIGHT}", "the end of a request for a quote")
     moved(source, destination)
     assert counts(destination) == [2, 2]
     assert hkids.taken == 1

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable
-from typing import TypeVar
 
 import pytest
 
@@ -16,55 +15,21 @@ from fixtures.agent.call import SyscallResult
 from fixtures.agent.client import Job, Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
-from fixtures.deadline import Deadline
 from fixtures.errors import KernelSplat
 from fixtures.guests import output
+from fixtures.guests.running import Reached, halted, inside, interrupted, once, spin
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.exits import Exit, FatalErrorExit, InternalErrorExit, InterruptedExit, ShutdownExit
 from fixtures.kvm.handle import close_all
-from fixtures.kvm.stages import Assembly, Region
-from fixtures.kvm.vcpu import RunJob, Vcpu
+from fixtures.kvm.stages import Region
+from fixtures.kvm.vcpu import Vcpu
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 Check = Callable[[], None]
-Stats = dict[str, tuple[int, ...]]
-J = TypeVar("J")
-
-
-def once(vcpu: Vcpu, happened: Callable[[Stats, Stats], bool], start: Callable[[], J]) -> J:
-    """Start KVM_RUN and wait until the vCPU's statistics, before and now, say that something happened."""
-    deadline = Deadline(10, "the vCPU to be in the guest")
-    with vcpu.stats_fd() as stats:
-        before = stats.read()
-        job = start()
-        while not happened(before, stats.read()):
-            deadline.check()
-    return job
-
-
-def inside(before: Stats, now: Stats) -> bool:
-    """An interrupt of the host's has made the CPU leave the guest, so that it was inside."""
-    return now["irq_exits"] != before["irq_exits"]
-
-
-def halted(before: Stats, now: Stats) -> bool:
-    """The vCPU sleeps in KVM_RUN."""
-    return now["blocking"] == (1,)
-
-
-def spin(built: Assembly) -> list[RunJob]:
-    """Run all vCPUs of a TD with the payload ``spin`` until each of them is in the guest, where it stays."""
-    jobs = []
-    for vcpu in built.vcpus:
-        output.told(vcpu, 1)
-        jobs.append(once(vcpu, inside, vcpu.start))
-    assert not any(job.done() for job in jobs)
-    return jobs
-
 
 # by its owner's death
 
@@ -131,16 +96,9 @@ def test_immediate_exit_keeps_kvm_run_from_entering(launch: Launch) -> None:
 # by closing its fds
 
 
-def run(vcpu: Vcpu, happened: Callable[[Stats, Stats], bool]) -> Job[SyscallResult]:
+def run(vcpu: Vcpu, reached: Reached) -> Job[SyscallResult]:
     """KVM_RUN in a thread that does not look at ``kvm_run`` afterwards, which may be unmapped by then."""
-    return once(vcpu, happened, lambda: vcpu.worker.start(syscalls.ioctl(vcpu.fd, abi.KVM_RUN)))
-
-
-def interrupt(job: Job[SyscallResult]) -> int:
-    """Send signals until KVM_RUN comes back; gives its errno."""
-    while not job.done():
-        job.interrupt()
-    return job.result().errno
+    return once(vcpu, reached, lambda: vcpu.worker.start(syscalls.ioctl(vcpu.fd, abi.KVM_RUN)))
 
 
 def test_kvm_run_under_way_keeps_a_td_whose_fds_are_closed(
@@ -152,7 +110,7 @@ def test_kvm_run_under_way_keeps_a_td_whose_fds_are_closed(
     job = run(vcpu, halted)
     built.close()
     assert hkids.taken == 1
-    assert interrupt(job) == errno.EINTR
+    assert interrupted(job).errno == errno.EINTR
     assert_gone()
 
 
@@ -166,7 +124,7 @@ def test_guest_runs_on_when_the_fds_of_its_vm_and_vcpu_are_closed(
     close_all(vcpu, built.td)
     assert hkids.taken == 1
     assert not job.done()
-    assert interrupt(job) == errno.EINTR
+    assert interrupted(job).errno == errno.EINTR
     assert hkids.taken == 1
     built.close()
     assert_gone()

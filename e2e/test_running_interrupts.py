@@ -7,6 +7,7 @@ import pytest
 
 from e2e.launch import Launch
 from fixtures.guests import output
+from fixtures.guests.running import halted, once
 from fixtures.kvm.exits import InterruptedExit, ShutdownExit
 from fixtures.kvm.stages import Assembly
 from fixtures.kvm.vcpu import Vcpu
@@ -34,7 +35,7 @@ def test_guest_can_interrupt_itself(launch: Launch) -> None:
 
 
 def test_msi_wakes_a_guest_that_halts(waiting: Assembly) -> None:
-    running = waiting.vcpus[0].start()
+    running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
     assert waiting.td.signal_msi(VECTOR) == 1
     assert output.value_of(running.result()) == 2
 
@@ -66,9 +67,9 @@ def test_msi_goes_to_the_vcpu_that_it_names(launch: Launch) -> None:
     built = launch("interrupt", vcpus=2)
     vcpu = built.vcpus[1]
     ready(vcpu)
-    running = vcpu.start()
+    # Between two runs: if it came here, the next run would return with it instead of halting.
     built.td.signal_msi(VECTOR, dest=0)
-    assert not running.done()
+    running = once(vcpu, halted, vcpu.start)
     built.td.signal_msi(VECTOR, dest=1)
     assert output.value_of(running.result()) == 2
 
@@ -86,7 +87,7 @@ def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None
     with waiting.td.irqfd(GSI) as eventfd:
         eventfd.deassign()
         eventfd.signal()
-        running = waiting.vcpus[0].start()
+        running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
         waiting.td.signal_msi(VECTOR)
         assert output.value_of(running.result()) == 2
     running = waiting.vcpus[0].start()
@@ -94,7 +95,7 @@ def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None
 
 
 def test_guest_that_halts_stays_in_kvm_run_until_a_signal(waiting: Assembly) -> None:
-    running = waiting.vcpus[0].start()
+    running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
     assert isinstance(running.stop(), InterruptedExit)
     waiting.td.signal_msi(VECTOR)
     assert output.value_of(waiting.vcpus[0].run()) == 2

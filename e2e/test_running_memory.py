@@ -11,6 +11,7 @@ from e2e.launch import Launch
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
+from fixtures.guests.running import inside, once
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.exits import InterruptedExit, MapGpaExit, MemoryFaultExit
 from fixtures.kvm.requests import MemorySlot
@@ -211,7 +212,7 @@ def test_memory_is_taken_away_while_a_vcpu_is_in_the_guest(launch: Launch) -> No
     built = launch("spin", vcpus=2, regions=ONE_PAGE)
     spinning, other = built.vcpus
     output.told(spinning, 1)
-    running = spinning.start()
+    running = once(spinning, inside, spinning.start)
     for _ in range(20):
         assert other.pre_fault(BASE, PAGE_SIZE) == 0
         punch_hole(built)
