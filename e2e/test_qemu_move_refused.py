@@ -26,9 +26,9 @@ from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.typed import counts, tell
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
+from fixtures.paths import QEMU
 from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError
-from fixtures.qemu.td_command import BINARY
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -211,7 +211,7 @@ def test_destination_that_is_not_like_the_source(name: str, hkids: Hkids, movabl
 @pytest.mark.usefixtures("td_move")
 def test_destination_that_is_a_stock_qemu(hkids: Hkids, movable_tds: QemuTds) -> None:
     source = movable_tds.run()
-    destination = movable_tds.destination(source, binary=BINARY)
+    destination = movable_tds.destination(source, binary=QEMU)
     assert Move(source, destination).end() == "failed"
     assert destination.wait() == 1
     assert_goes_on(source, 1, stopped=False)
