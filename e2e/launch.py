@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from fixtures.agent.client import Worker
-from fixtures.kvm import stages
-from fixtures.kvm.stages import Assembly, Region
+from fixtures.kvm import build
+from fixtures.kvm.build import Assembly, Region
 
 
 class Launch:
@@ -34,5 +34,5 @@ class Launch:
         :param owner: the process that has it, instead of the fixture ``owner``.
         """
         image = self._payloads[payload]
-        built = stages.finalized(owner or self._owner, image, vcpus=vcpus, regions=regions, rcx=rcx)
+        built = build.finalized(owner or self._owner, image, vcpus=vcpus, regions=regions, rcx=rcx)
         return self._cleanup.enter_context(built)

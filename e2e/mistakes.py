@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fixtures.contracts.promises import Refusal
-from fixtures.kvm import abi, cpuid
+from fixtures.kvm import abi, commands, cpuid
 from fixtures.kvm.cpuid import CpuidEntry
-from fixtures.kvm.td import Capabilities, InitVmParams, Td
-from fixtures.kvm.tdx_command import RIGHT, Overrides
+from fixtures.kvm.params import UNALTERED, Capabilities, InitVmParams, Overrides
+from fixtures.kvm.td import Td
 
 Change = Callable[[InitVmParams, Capabilities], InitVmParams]
 
@@ -29,16 +29,17 @@ class Mistake:
 
     :param refusal: how the contract calls it.
     :param change: makes the wrong parameters from right ones.
-    :param wrong: what is wrong in ``struct kvm_tdx_cmd`` instead.
+    :param altered: what is wrong in ``struct kvm_tdx_cmd`` instead.
     """
 
     refusal: Refusal
     change: Change = _none
-    wrong: Overrides = RIGHT
+    altered: Overrides = UNALTERED
 
     def make(self, td: Td) -> None:
         """KVM_TDX_INIT_VM with the mistake."""
-        td.init_vm(self.change(td.default_params(), td.capabilities()), wrong=self.wrong)
+        params = self.change(td.default_params(), td.capabilities())
+        td.worker.call(commands.init_vm(td.fd, params, altered=self.altered))
 
 
 def _first_gap(mask: int) -> int:
@@ -66,10 +67,10 @@ def _fixed_cpuid_bit(right: InitVmParams, caps: Capabilities) -> InitVmParams:
 
 
 INIT_VM: dict[str, Mistake] = {
-    "command-at-a-bad-address": Mistake(Refusal.CMD_BAD_POINTER, wrong=Overrides(command=0)),
-    "hw-error-set": Mistake(Refusal.CMD_HW_ERROR_SET, wrong=Overrides(hw_error=1)),
-    "flags": Mistake(Refusal.INIT_FLAGS, wrong=Overrides(flags=1)),
-    "parameters-at-a-bad-address": Mistake(Refusal.INIT_BAD_POINTER, wrong=Overrides(data=0)),
+    "command-at-a-bad-address": Mistake(Refusal.CMD_BAD_POINTER, altered=Overrides(command=0)),
+    "hw-error-set": Mistake(Refusal.CMD_HW_ERROR_SET, altered=Overrides(hw_error=1)),
+    "flags": Mistake(Refusal.INIT_FLAGS, altered=Overrides(flags=1)),
+    "parameters-at-a-bad-address": Mistake(Refusal.INIT_BAD_POINTER, altered=Overrides(data=0)),
     "too-many-cpuid-entries": Mistake(
         Refusal.INIT_NENT_TOO_BIG, lambda right, _: right.replace(nent=abi.KVM_MAX_CPUID_ENTRIES + 1)
     ),

@@ -25,8 +25,8 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import BooksDiffer, Hkids
-from fixtures.kvm import crowd
 from fixtures.kvm.device import Kvm
+from fixtures.kvm.many import many_tds
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -100,7 +100,7 @@ def test_creating_a_vm_charges_nobody(member: Kvm, tdx_cgroup: Cgroup) -> None:
 
 
 def test_init_vm_charges_the_callers_cgroup_and_those_above_it(family: Family, hkids: Hkids) -> None:
-    tds = crowd.initialized(family.in_child, 2)
+    tds = many_tds(family.in_child, 2)
     assert family.current == {"parent": 2, "child": 2, "sibling": 0}
     assert hkids.taken == 2
     tds[0].close()
@@ -110,8 +110,8 @@ def test_init_vm_charges_the_callers_cgroup_and_those_above_it(family: Family, h
 
 
 def test_parent_is_charged_for_all_its_children(family: Family) -> None:
-    crowd.initialized(family.in_child, 2)
-    crowd.initialized(family.in_sibling, 1)
+    many_tds(family.in_child, 2)
+    many_tds(family.in_sibling, 1)
     assert family.current == {"parent": 3, "child": 2, "sibling": 1}
 
 
@@ -123,10 +123,10 @@ def test_failed_init_vm_is_not_charged(member: Kvm, tdx_cgroup: Cgroup, contract
 
 
 def test_peak_is_the_most_that_there_ever_was(family: Family) -> None:
-    first, second, third = crowd.initialized(family.in_child, 3)
+    first, second, third = many_tds(family.in_child, 3)
     second.close()
     third.close()
-    crowd.initialized(family.in_sibling, 1)
+    many_tds(family.in_sibling, 1)
     assert family.current == {"parent": 2, "child": 1, "sibling": 1}
     assert family.peak == {"parent": 3, "child": 3, "sibling": 1}
     first.close()
@@ -134,10 +134,10 @@ def test_peak_is_the_most_that_there_ever_was(family: Family) -> None:
 
 
 def test_charge_stays_when_the_process_moves(family: Family) -> None:
-    (td,) = crowd.initialized(family.in_child, 1)
+    (td,) = many_tds(family.in_child, 1)
     family.in_child.worker.enter_cgroup(family.sibling.path)
     assert family.current == {"parent": 1, "child": 1, "sibling": 0}
-    (late,) = crowd.initialized(family.in_child, 1)
+    (late,) = many_tds(family.in_child, 1)
     assert family.current == {"parent": 2, "child": 1, "sibling": 1}
     td.close()
     assert family.current == {"parent": 1, "child": 0, "sibling": 1}
@@ -153,7 +153,7 @@ def test_where_the_vm_was_created_does_not_matter(family: Family) -> None:
 
 
 def test_charge_stays_when_another_process_holds_the_td(family: Family) -> None:
-    (td,) = crowd.initialized(family.in_child, 1)
+    (td,) = many_tds(family.in_child, 1)
     with td.give(family.in_sibling.worker):
         family.in_child.worker.close()
         assert family.current == {"parent": 1, "child": 1, "sibling": 0}
@@ -164,7 +164,7 @@ def test_charge_stays_when_another_process_holds_the_td(family: Family) -> None:
 
 
 def test_cgroup_can_be_removed_after_its_tds(member: Kvm, tdx_cgroup: Cgroup) -> None:
-    crowd.initialized(member, 2)
+    many_tds(member, 2)
     member.worker.close()
     tdx_cgroup.remove()
 
@@ -172,7 +172,7 @@ def test_cgroup_can_be_removed_after_its_tds(member: Kvm, tdx_cgroup: Cgroup) ->
 def test_charge_of_a_removed_cgroup_stays_with_those_above_until_the_td_is_gone(
     family: Family, hkids: Hkids
 ) -> None:
-    (td,) = crowd.initialized(family.in_child, 1)
+    (td,) = many_tds(family.in_child, 1)
     family.in_child.worker.enter_cgroup(family.sibling.path)
     family.child.remove()
     assert (family.parent.current, family.sibling.current, hkids.taken) == (1, 0, 1)
@@ -190,7 +190,7 @@ def test_there_is_no_limit_at_first(family: Family) -> None:
 @pytest.mark.parametrize("limit", [1, 3])
 def test_limit_admits_as_many(limit: int, member: Kvm, tdx_cgroup: Cgroup) -> None:
     tdx_cgroup.set_max(limit)
-    crowd.initialized(member, limit)
+    many_tds(member, limit)
     assert (tdx_cgroup.current, tdx_cgroup.max) == (limit, limit)
     assert (tdx_cgroup.events, tdx_cgroup.events_local) == (0, 0)
 
@@ -199,7 +199,7 @@ def test_limit_admits_as_many(limit: int, member: Kvm, tdx_cgroup: Cgroup) -> No
 @pytest.mark.parametrize("limit", [0, 1, 3])
 def test_limit_refuses_the_next(limit: int, member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
     tdx_cgroup.set_max(limit)
-    crowd.initialized(member, limit)
+    many_tds(member, limit)
     with refused_td(member, contract):
         assert (tdx_cgroup.events, tdx_cgroup.events_local) == (1, 1)
 
@@ -207,8 +207,8 @@ def test_limit_refuses_the_next(limit: int, member: Kvm, tdx_cgroup: Cgroup, con
 @BOOKS_WRONG_AT_ONCE
 def test_refused_td_changes_no_count(family: Family, hkids: Hkids, contract: Contract) -> None:
     family.child.set_max(1)
-    crowd.initialized(family.in_child, 1)
-    crowd.initialized(family.in_sibling, 1)
+    many_tds(family.in_child, 1)
+    many_tds(family.in_sibling, 1)
     with refused_td(family.in_child, contract):
         assert family.current == {"parent": 2, "child": 1, "sibling": 1}
         assert hkids.taken == 2
@@ -217,7 +217,7 @@ def test_refused_td_changes_no_count(family: Family, hkids: Hkids, contract: Con
 @BOOKS_WRONG_AT_ONCE
 def test_limit_holds_however_often_it_refuses(member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
     tdx_cgroup.set_max(1)
-    crowd.initialized(member, 1)
+    many_tds(member, 1)
     for refusals in (1, 2, 3):
         with refused_td(member, contract):
             assert tdx_cgroup.events_local == refusals
@@ -228,7 +228,7 @@ def test_refused_td_is_admitted_once_there_is_room(
     member: Kvm, tdx_cgroup: Cgroup, contract: Contract
 ) -> None:
     tdx_cgroup.set_max(1)
-    (td,) = crowd.initialized(member, 1)
+    (td,) = many_tds(member, 1)
     with member.create_td() as late:
         with refused(contract, Refusal.INIT_CGROUP_MAX):
             late.init_vm()
@@ -256,20 +256,20 @@ def test_refusal_is_an_event_of_the_limiting_cgroup_and_those_above_it(
 @BOOKS_WRONG_AT_THE_END
 def test_parents_limit_is_for_all_its_children_together(family: Family, contract: Contract) -> None:
     family.parent.set_max(2)
-    crowd.initialized(family.in_child, 1)
-    crowd.initialized(family.in_sibling, 1)
+    many_tds(family.in_child, 1)
+    many_tds(family.in_sibling, 1)
     with refused_td(family.in_child, contract):
         assert family.events == {"parent": (1, 1), "child": (0, 0), "sibling": (0, 0)}
 
 
 def test_childs_limit_is_not_its_siblings(family: Family) -> None:
     family.child.set_max(0)
-    crowd.initialized(family.in_sibling, 2)
+    many_tds(family.in_sibling, 2)
     assert family.current == {"parent": 2, "child": 0, "sibling": 2}
 
 
 def test_limit_below_what_is_in_use_takes_nothing_away(member: Kvm, tdx_cgroup: Cgroup) -> None:
-    crowd.initialized(member, 2)
+    many_tds(member, 2)
     tdx_cgroup.set_max(1)
     assert (tdx_cgroup.current, tdx_cgroup.events) == (2, 0)
 
@@ -278,7 +278,7 @@ def test_limit_below_what_is_in_use_takes_nothing_away(member: Kvm, tdx_cgroup: 
 def test_limit_below_what_is_in_use_refuses_the_next(
     member: Kvm, tdx_cgroup: Cgroup, contract: Contract
 ) -> None:
-    crowd.initialized(member, 2)
+    many_tds(member, 2)
     tdx_cgroup.set_max(1)
     with refused_td(member, contract):
         assert tdx_cgroup.events_local == 1
@@ -288,7 +288,7 @@ def test_limit_can_be_lifted(member: Kvm, tdx_cgroup: Cgroup) -> None:
     tdx_cgroup.set_max(0)
     tdx_cgroup.set_max(UNLIMITED)
     assert tdx_cgroup.max == UNLIMITED
-    crowd.initialized(member, 1)
+    many_tds(member, 1)
     assert tdx_cgroup.current == 1
 
 
@@ -298,7 +298,7 @@ def test_exhausted_pool_is_told_from_a_limit(
     """Without an HKID the cgroup is not even asked: ENOSPC, not EBUSY, and no event."""
     tdx_cgroup.set_max(0)
     with Kvm.open(owner) as elsewhere:
-        tds = crowd.initialized(elsewhere, hkids.free)
+        tds = many_tds(elsewhere, hkids.free)
         with refused_td(member, contract, Refusal.INIT_NO_HKID):
             assert (tdx_cgroup.events, tdx_cgroup.events_local) == (0, 0)
         assert len(tds) == hkids.taken

@@ -25,11 +25,10 @@ from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.host.examine import Examination
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import stages
+from fixtures.kvm import build, commands
 from fixtures.kvm.abi import Cap
+from fixtures.kvm.build import Region
 from fixtures.kvm.errors import KvmError, errno_of
-from fixtures.kvm.requests import enable_cap
-from fixtures.kvm.stages import Region
 from fixtures.kvm.td import Td
 
 ROUNDS = 20
@@ -149,7 +148,7 @@ def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
 def test_td_whose_vcpus_came_first_runs_like_any_other(
     prober: Prober, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
 ) -> None:
-    built = tdx_cleanup.enter_context(stages.created(prober.worker))
+    built = tdx_cleanup.enter_context(build.created(prober.worker))
     built.create_vcpus(2).init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
     assert [output.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
@@ -167,7 +166,7 @@ def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
 ) -> None:
     """KVM has to know on which CPU it is, though it was there before there was anything to know."""
     cpus = Cpus.online_now(tdx_host.agent)
-    built = tdx_cleanup.enter_context(stages.created(prober.worker))
+    built = tdx_cleanup.enter_context(build.created(prober.worker))
     tdx_cleanup.callback(cpus.restore)
     stays, *_, goes = sorted(cpus.all)
     prober.worker.call(syscalls.affinity([goes]))
@@ -224,9 +223,9 @@ def test_no_more_vcpus_than_the_number_that_raced_with_them(
             if contract.default is Size.NONE:
                 td.enable_cap(Cap.MAX_VCPUS, 2)
             first, second, third = tdx_host.agent.barrier(3)
-            lowering = td.worker.start(enable_cap(td.fd, Cap.MAX_VCPUS, 1, barrier=first))
+            lowering = td.worker.start(commands.enable_cap(td.fd, Cap.MAX_VCPUS, 1, barrier=first))
             creating = [
-                td.worker.start(td.create_vcpu_call(ident, barrier=place))
+                td.worker.start(commands.create_vcpu(td.fd, ident, barrier=place))
                 for ident, place in enumerate((second, third))
             ]
             made = [errno_of(job.result) for job in creating].count(0)

@@ -15,13 +15,13 @@ from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import TdxHost
-from fixtures.kvm import abi, cpuid, stages
+from fixtures.kvm import abi, build, commands, cpuid
 from fixtures.kvm.abi import Cap, TdxCmdId
+from fixtures.kvm.build import Assembly, Region, Stage
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.handle import Handle, Memory, nothing_of
-from fixtures.kvm.stages import Assembly, Region, Stage
-from fixtures.kvm.td import Capabilities
-from fixtures.kvm.tdx_command import Overrides, tdx_call
+from fixtures.kvm.fd import Fd
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import UNALTERED, Capabilities, Overrides
 
 OF_VM = (TdxCmdId.CAPABILITIES, TdxCmdId.INIT_VM, TdxCmdId.FINALIZE_VM)
 OF_VCPU = (TdxCmdId.INIT_VCPU, TdxCmdId.INIT_MEM_REGION, TdxCmdId.GET_CPUID)
@@ -32,14 +32,14 @@ NO_STRUCT = Overrides(command=0)
 Rows = dict[str, tuple[Refusal, Callable[[], object]]]
 
 
-def each(commands: tuple[TdxCmdId, ...], request: Callable[[TdxCmdId], None], refusal: Refusal) -> Rows:
+def send(fd: Fd, command: TdxCmdId, altered: Overrides = UNALTERED) -> None:
+    """Execute a command on an fd of any kind."""
+    fd.worker.call(commands.tdx(fd.fd, command, altered=altered))
+
+
+def each(idents: tuple[TdxCmdId, ...], fd: Fd, refusal: Refusal, altered: Overrides = UNALTERED) -> Rows:
     """The same refusal for several commands."""
-    return {command.name: (refusal, partial(request, command)) for command in commands}
-
-
-def send(handle: Handle, command: TdxCmdId) -> None:
-    """A command on an fd of any kind."""
-    handle.worker.call(tdx_call(handle.fd, command, decode=nothing_of))
+    return {ident.name: (refusal, partial(send, fd, ident, altered)) for ident in idents}
 
 
 # struct kvm_tdx_cmd
@@ -47,20 +47,19 @@ def send(handle: Handle, command: TdxCmdId) -> None:
 
 def test_command_at_a_bad_address_is_refused_on_a_vm(td_created: Assembly, contract: Contract) -> None:
     with refused(contract, Refusal.CMD_BAD_POINTER):
-        td_created.td.tdx(TdxCmdId.CAPABILITIES, wrong=NO_STRUCT)
+        send(td_created.td, TdxCmdId.CAPABILITIES, NO_STRUCT)
 
 
 def test_command_at_a_bad_address_is_refused_on_a_vcpu(td_with_vcpus: Assembly, contract: Contract) -> None:
     with refused(contract, Refusal.CMD_BAD_POINTER):
-        td_with_vcpus.vcpus[0].tdx(TdxCmdId.INIT_VCPU, wrong=NO_STRUCT)
+        send(td_with_vcpus.vcpus[0], TdxCmdId.INIT_VCPU, NO_STRUCT)
 
 
 def test_command_with_hw_error_set_is_refused(td_with_vcpus: Assembly, contract: Contract) -> None:
-    wrong = Overrides(hw_error=1 << 63)
-    on_vm = partial(td_with_vcpus.td.tdx, wrong=wrong)
-    on_vcpu = partial(td_with_vcpus.vcpus[0].tdx, wrong=wrong)
-    each_refused(contract, each(OF_VM, on_vm, Refusal.CMD_HW_ERROR_SET))
-    each_refused(contract, each(OF_VCPU, on_vcpu, Refusal.CMD_HW_ERROR_SET))
+    altered = Overrides(hw_error=1 << 63)
+    td, vcpu = td_with_vcpus.td, td_with_vcpus.vcpus[0]
+    each_refused(contract, each(OF_VM, td, Refusal.CMD_HW_ERROR_SET, altered))
+    each_refused(contract, each(OF_VCPU, vcpu, Refusal.CMD_HW_ERROR_SET, altered))
 
 
 # which fd
@@ -69,31 +68,31 @@ def test_command_with_hw_error_set_is_refused(td_with_vcpus: Assembly, contract:
 def test_unknown_command_is_refused_on_a_vm(td_initialized: Assembly, contract: Contract) -> None:
     for ident in UNKNOWN:
         with refused(contract, Refusal.CMD_UNKNOWN_ON_VM):
-            td_initialized.td.tdx(TdxCmdId.CAPABILITIES, wrong=Overrides(ident=ident))
+            send(td_initialized.td, TdxCmdId.CAPABILITIES, Overrides(ident=ident))
 
 
 def test_unknown_command_is_refused_on_a_vcpu(td_with_vcpus: Assembly, contract: Contract) -> None:
     for ident in UNKNOWN:
         with refused(contract, Refusal.CMD_UNKNOWN_ON_VCPU):
-            td_with_vcpus.vcpus[0].tdx(TdxCmdId.INIT_VCPU, wrong=Overrides(ident=ident))
+            send(td_with_vcpus.vcpus[0], TdxCmdId.INIT_VCPU, Overrides(ident=ident))
 
 
 def test_command_of_a_vcpu_is_refused_on_a_vm(td_with_vcpus: Assembly, contract: Contract) -> None:
-    each_refused(contract, each(OF_VCPU, td_with_vcpus.td.tdx, Refusal.CMD_UNKNOWN_ON_VM))
+    each_refused(contract, each(OF_VCPU, td_with_vcpus.td, Refusal.CMD_UNKNOWN_ON_VM))
 
 
 def test_command_of_a_vm_is_refused_on_a_vcpu(td_with_vcpus: Assembly, contract: Contract) -> None:
-    each_refused(contract, each(OF_VM, td_with_vcpus.vcpus[0].tdx, Refusal.CMD_UNKNOWN_ON_VCPU))
+    each_refused(contract, each(OF_VM, td_with_vcpus.vcpus[0], Refusal.CMD_UNKNOWN_ON_VCPU))
 
 
 def test_command_is_refused_on_a_plain_vm(kvm: Kvm, contract: Contract) -> None:
     with kvm.create_vm() as vm:
-        each_refused(contract, each(OF_VM + OF_VCPU, partial(send, vm), Refusal.CMD_ON_PLAIN_VM))
+        each_refused(contract, each(OF_VM + OF_VCPU, vm, Refusal.CMD_ON_PLAIN_VM))
 
 
 def test_command_is_refused_on_a_plain_vcpu(kvm: Kvm, contract: Contract) -> None:
     with kvm.create_vm() as vm, vm.create_vcpu() as vcpu:
-        each_refused(contract, each(OF_VM + OF_VCPU, vcpu.tdx, Refusal.CMD_ON_PLAIN_VCPU))
+        each_refused(contract, each(OF_VM + OF_VCPU, vcpu, Refusal.CMD_ON_PLAIN_VCPU))
 
 
 def test_command_is_refused_on_the_device(kvm: Kvm, contract: Contract) -> None:
@@ -114,8 +113,8 @@ def test_command_of_another_process_is_refused(
 ) -> None:
     with tdx_host.agent.spawn() as other:
         vm, vcpu = td_with_vcpus.td.give(other), td_with_vcpus.vcpus[0].give(other)
-        each_refused(contract, each(OF_VM, partial(send, vm), Refusal.OTHER_PROCESS))
-        each_refused(contract, each(OF_VCPU, partial(send, vcpu), Refusal.OTHER_PROCESS))
+        each_refused(contract, each(OF_VM, vm, Refusal.OTHER_PROCESS))
+        each_refused(contract, each(OF_VCPU, vcpu, Refusal.OTHER_PROCESS))
 
 
 def test_everything_is_refused_on_a_dead_vm(dead: Assembly, contract: Contract) -> None:
@@ -124,8 +123,8 @@ def test_everything_is_refused_on_a_dead_vm(dead: Assembly, contract: Contract) 
         "CHECK_EXTENSION": (Refusal.VM_DEAD, lambda: dead.td.check_extension(Cap.MAX_VCPUS)),
         "RUN": (Refusal.VM_DEAD, dead.vcpus[0].run),
     }
-    each_refused(contract, vm | each(OF_VM, dead.td.tdx, Refusal.VM_DEAD))
-    each_refused(contract, each(OF_VCPU, dead.vcpus[0].tdx, Refusal.VM_DEAD))
+    each_refused(contract, vm | each(OF_VM, dead.td, Refusal.VM_DEAD))
+    each_refused(contract, each(OF_VCPU, dead.vcpus[0], Refusal.VM_DEAD))
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def capabilities(td_created: Assembly) -> Capabilities:
 
 def test_capabilities_are_the_same_at_every_stage(owner: Worker, capabilities: Capabilities) -> None:
     for stage in (Stage.INITIALIZED, Stage.WITH_VCPUS, Stage.POPULATED, Stage.FINALIZED):
-        with stages.at(stage, owner) as built:
+        with build.at(stage, owner) as built:
             assert built.td.capabilities() == capabilities, stage
 
 
@@ -192,12 +191,12 @@ def test_capabilities_are_refused_without_room_for_all_leaves(
 
 def test_capabilities_with_flags_are_refused(td_created: Assembly, contract: Contract) -> None:
     with refused(contract, Refusal.CAPS_FLAGS):
-        td_created.td.capabilities(wrong=Overrides(flags=1))
+        td_created.worker.call(commands.capabilities(td_created.td.fd, altered=Overrides(flags=1)))
 
 
 def test_capabilities_to_a_bad_address_are_refused(td_created: Assembly, contract: Contract) -> None:
     with refused(contract, Refusal.CAPS_BAD_POINTER):
-        td_created.td.capabilities(wrong=Overrides(data=0))
+        td_created.worker.call(commands.capabilities(td_created.td.fd, altered=Overrides(data=0)))
 
 
 def test_capabilities_to_memory_that_ends_too_early_are_refused(
@@ -211,5 +210,6 @@ def test_capabilities_to_memory_that_ends_too_early_are_refused(
             start + abi.TdxCapabilities.cpuid.offset, abi.KVM_MAX_CPUID_ENTRIES.to_bytes(4, "little")
         )
         worker.call(syscalls.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE))
+        altered = Overrides(data=memory.address + start)
         with refused(contract, Refusal.CAPS_BAD_POINTER):
-            td_created.td.capabilities(wrong=Overrides(data=memory.address + start))
+            worker.call(commands.capabilities(td_created.td.fd, altered=altered))

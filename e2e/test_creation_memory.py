@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -17,11 +17,11 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
 from fixtures.guests import output
 from fixtures.guests.running import interrupted
-from fixtures.kvm import abi, stages
-from fixtures.kvm.abi import PAGE_SIZE
-from fixtures.kvm.handle import Memory, unpack
-from fixtures.kvm.stages import Assembly, Region
-from fixtures.kvm.tdx_command import RIGHT, Overrides
+from fixtures.kvm import abi, build, commands
+from fixtures.kvm.abi import PAGE_SIZE, unpack
+from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import UNALTERED, Overrides
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
@@ -44,7 +44,7 @@ class Request:
     gpa: int = BASE
     pages: int = 1
     source: int | None = 0
-    wrong: Overrides = RIGHT
+    altered: Overrides = UNALTERED
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,21 @@ class Bench:
     def add(self, request: Request = Request()) -> None:
         """KVM_TDX_INIT_MEM_REGION."""
         address = 0 if request.source is None else self.source.address + request.source
-        self.vcpu.init_mem_region(address, request.gpa, request.pages, wrong=request.wrong)
+        self.built.worker.call(
+            commands.init_mem_region(
+                self.vcpu.fd, address, request.gpa, request.pages, altered=request.altered
+            )
+        )
+
+    def add_region(self, altered: Overrides, *, measure: bool = True) -> None:
+        """KVM_TDX_INIT_MEM_REGION with a structure that stands in the process' memory."""
+        call = commands.init_mem_region(self.vcpu.fd, 0, 0, measure=measure, altered=altered)
+        self.built.worker.call(call)
 
 
 @pytest.fixture
 def bench(owner: Worker, tdx_cleanup: ExitStack) -> Bench:
-    built = tdx_cleanup.enter_context(stages.with_vcpus(owner))
+    built = tdx_cleanup.enter_context(build.with_vcpus(owner))
     built.place(Region(BASE, PAGES * PAGE_SIZE))
     return Bench(built, Memory.map(owner, PAGES * PAGE_SIZE))
 
@@ -74,8 +83,8 @@ def bench(owner: Worker, tdx_cleanup: ExitStack) -> Bench:
 # what is refused, and can be done right afterwards
 
 MISTAKES: dict[str, tuple[Refusal, Request]] = {
-    "flags": (Refusal.REGION_FLAGS, Request(wrong=Overrides(flags=2))),
-    "region-at-a-bad-address": (Refusal.REGION_BAD_POINTER, Request(wrong=Overrides(data=0))),
+    "flags": (Refusal.REGION_FLAGS, Request(altered=Overrides(flags=2))),
+    "region-at-a-bad-address": (Refusal.REGION_BAD_POINTER, Request(altered=Overrides(data=0))),
     "source-not-at-a-page": (Refusal.REGION_SOURCE_MISALIGNED, Request(source=8)),
     "source-0": (Refusal.REGION_SOURCE_ZERO, Request(source=None)),
     "source-not-mapped": (Refusal.REGION_SOURCE_UNMAPPED, Request(source=-(1 << 30))),
@@ -158,15 +167,15 @@ def read_region(memory: Memory) -> tuple[int, int, int]:
 
 
 def test_region_that_is_done_has_nothing_left(bench: Bench, region: Memory) -> None:
-    bench.vcpu.init_mem_region(0, 0, wrong=replace(write_region(region, bench, PAGES), flags=1))
+    bench.add_region(write_region(region, bench, PAGES))
     size = PAGES * PAGE_SIZE
     assert read_region(region) == (bench.source.address + size, BASE + size, 0)
 
 
 def test_region_that_fails_half_way_tells_where(bench: Bench, region: Memory, contract: Contract) -> None:
-    wrong = write_region(region, bench, PAGES + 2)
+    altered = write_region(region, bench, PAGES + 2)
     with refused(contract, Refusal.REGION_NO_SLOT):
-        bench.vcpu.init_mem_region(0, 0, wrong=wrong)
+        bench.add_region(altered)
     size = PAGES * PAGE_SIZE
     assert read_region(region) == (bench.source.address + size, BASE + size, 2)
 
@@ -175,12 +184,12 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
     owner: Worker, tdx_cleanup: ExitStack, region: Memory, contract: Contract
 ) -> None:
     pages = 65536  # Several seconds' work for an emulated machine, of which little is done.
-    built = tdx_cleanup.enter_context(stages.with_vcpus(owner))
+    built = tdx_cleanup.enter_context(build.with_vcpus(owner))
     built.place(Region(BASE, pages * PAGE_SIZE))
     bench = Bench(built, Memory.map(owner, pages * PAGE_SIZE))
-    wrong = write_region(region, bench, pages)
+    altered = write_region(region, bench, pages)
     with built.td.stats_fd() as stats:
-        job = owner.start(bench.vcpu.init_mem_region_call(0, 0, measure=False, wrong=wrong))
+        job = owner.start(commands.init_mem_region(bench.vcpu.fd, 0, 0, measure=False, altered=altered))
         until(lambda: stats.read()["pages_4k"] != (0,), "the first page to be added")
     with refused(contract, Refusal.REGION_INTERRUPTED):
         interrupted(job)
@@ -189,7 +198,7 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
     assert 0 < left < pages
     assert (source, gpa) == (bench.source.address + done, BASE + done)
     region.write(abi.TdxInitMemRegion.nr_pages.offset, (8).to_bytes(8, "little"))
-    bench.vcpu.init_mem_region(0, 0, measure=False, wrong=wrong)
+    bench.add_region(altered, measure=False)
     assert read_region(region) == (source + 8 * PAGE_SIZE, gpa + 8 * PAGE_SIZE, 0)
 
 

@@ -8,11 +8,12 @@ import pytest
 from e2e.mistakes import FEATURES
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
-from fixtures.kvm import abi, cpuid, stages
+from fixtures.kvm import abi, commands, cpuid
 from fixtures.kvm.abi import MpStateValue
-from fixtures.kvm.handle import Memory
-from fixtures.kvm.stages import Assembly
-from fixtures.kvm.tdx_command import Overrides
+from fixtures.kvm.build import Assembly
+from fixtures.kvm.defaults import default_params, supported_cpuid
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import Overrides
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
@@ -34,12 +35,12 @@ def vcpu(td_initialized: Assembly) -> Vcpu:
 
 def test_init_vcpu_with_flags_is_refused_and_can_be_tried_again(vcpu: Vcpu, contract: Contract) -> None:
     with refused(contract, Refusal.INIT_VCPU_FLAGS):
-        vcpu.init_vcpu(wrong=Overrides(flags=1))
+        vcpu.worker.call(commands.init_vcpu(vcpu.fd, altered=Overrides(flags=1)))
     vcpu.init_vcpu()
 
 
 def test_init_vcpu_without_x2apic_is_refused_until_its_cpuid_has_it(vcpu: Vcpu, contract: Contract) -> None:
-    vcpu.set_cpuid2(cpuid.without_x2apic(vcpu.vm.kvm.supported_cpuid()))
+    vcpu.set_cpuid2(cpuid.without_x2apic(supported_cpuid(vcpu.worker)))
     with refused(contract, Refusal.INIT_VCPU_NO_X2APIC):
         vcpu.init_vcpu()
     vcpu.set_cpuid2()
@@ -92,7 +93,7 @@ def test_module_has_a_vcpu_from_init_vcpu_on(vcpu: Vcpu, truth: Truth) -> None:
 
 def test_get_cpuid_tells_what_init_vm_configured(vcpu: Vcpu) -> None:
     told = {entry.key: entry for entry in vcpu.get_cpuid()}
-    for asked in stages.default_params(vcpu.worker).cpuid:
+    for asked in default_params(vcpu.worker).cpuid:
         assert asked.masked(told[asked.key]).registers == asked.registers
 
 
@@ -103,7 +104,7 @@ def test_get_cpuid_tells_the_fixed_bits(vcpu: Vcpu) -> None:
 
 
 def test_get_cpuid_tells_of_no_feature_whose_state_xfam_lacks(vcpu: Vcpu) -> None:
-    assert stages.default_params(vcpu.worker).xfam == X87_AND_SSE
+    assert default_params(vcpu.worker).xfam == X87_AND_SSE
     told = {entry.key: entry for entry in vcpu.get_cpuid()}
     assert not told[1, 0].ecx & (FMA | AVX | F16C)
     assert not told[FEATURES, 0].ebx & AVX2
@@ -123,14 +124,14 @@ def test_get_cpuid_without_room_is_refused_and_tells_how_much_it_needs(
     with Memory.map(vcpu.worker, abi.PAGE_SIZE) as memory:
         memory.write(0, cpuid.pack((), nent=needed - 1))
         with refused(contract, Refusal.GET_CPUID_NENT_TOO_SMALL):
-            vcpu.get_cpuid(wrong=Overrides(data=memory.address))
+            vcpu.worker.call(commands.get_cpuid(vcpu.fd, altered=Overrides(data=memory.address)))
         assert int.from_bytes(memory.read(0, 4), "little") == needed
     assert len(vcpu.get_cpuid(room=needed)) == needed
 
 
 def test_get_cpuid_to_a_bad_address_is_refused(vcpu: Vcpu, contract: Contract) -> None:
     with refused(contract, Refusal.GET_CPUID_BAD_POINTER):
-        vcpu.get_cpuid(wrong=Overrides(data=0))
+        vcpu.worker.call(commands.get_cpuid(vcpu.fd, altered=Overrides(data=0)))
 
 
 def test_get_cpuid_after_finalize_is_refused(td_finalized: Assembly, contract: Contract) -> None:

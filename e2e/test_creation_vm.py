@@ -17,14 +17,15 @@ from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
-from fixtures.kvm import abi, cpuid, requests
+from fixtures.kvm import abi, commands, cpuid
+from fixtures.kvm.build import Assembly
 from fixtures.kvm.cpuid import CpuidEntry
+from fixtures.kvm.defaults import supported_cpuid
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
-from fixtures.kvm.handle import Memory
-from fixtures.kvm.stages import Assembly
-from fixtures.kvm.td import Capabilities, InitVmParams, Td
-from fixtures.kvm.tdx_command import Overrides
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import Capabilities, InitVmParams, Overrides
+from fixtures.kvm.td import Td
 from fixtures.softseam.inject import TDX_OPERAND_INVALID
 from fixtures.softseam.truth import Truth
 
@@ -45,7 +46,7 @@ def td(kvm: Kvm, tdx_cleanup: ExitStack) -> Td:
 
 def errors_of(td: Td, attempts: list[InitVmParams]) -> list[KvmError]:
     """Try INIT_VM with each of the parameters, all of which have to be refused, in one round trip."""
-    batch = [requests.init_vm(td.fd, attempt.pack()) for attempt in attempts]
+    batch = [commands.init_vm(td.fd, attempt) for attempt in attempts]
     results = td.worker.batch(batch, go_on=True).results
     accepted = [attempt for attempt, result in zip(attempts, results, strict=True) if result is None]
     assert not accepted
@@ -107,7 +108,7 @@ def test_module_gets_the_width(td: Td, truth: Truth) -> None:
 
 
 def test_width_of_52_is_accepted_where_kvm_can_map_it(td: Td, contract: Contract) -> None:
-    (widths,) = [leaf for leaf in td.kvm.supported_cpuid() if leaf.function == cpuid.ADDRESS_WIDTHS]
+    (widths,) = [leaf for leaf in supported_cpuid(td.worker) if leaf.function == cpuid.ADDRESS_WIDTHS]
     params = td.default_params().with_width(52)
     if widths.eax >> 16 & 0xFF > 48:
         td.init_vm(params)
@@ -192,8 +193,9 @@ def test_parameters_that_end_too_early_are_refused(td: Td, contract: Contract) -
         start = abi.PAGE_SIZE - len(data) + 1
         memory.write(start, data)
         td.worker.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE)
+        altered = Overrides(data=memory.address + start)
         with refused(contract, Refusal.INIT_BAD_POINTER):
-            td.init_vm(wrong=Overrides(data=memory.address + start))
+            td.worker.call(commands.init_vm(td.fd, InitVmParams(), altered=altered))
 
 
 # FINALIZE_VM
@@ -218,7 +220,8 @@ def test_second_finalize_is_refused(td_finalized: Assembly, contract: Contract) 
 
 def test_finalize_looks_at_no_flags(td_populated: Assembly, contract: Contract) -> None:
     """``tdx_td_finalize`` does not read ``kvm_tdx_cmd.flags``: any value succeeds."""
-    td_populated.td.finalize(wrong=Overrides(flags=0xFFFFFFFF))
+    td = td_populated.td
+    td.worker.call(commands.finalize_vm(td.fd, altered=Overrides(flags=0xFFFFFFFF)))
     with refused(contract, Refusal.FINALIZE_TWICE):
         td_populated.td.finalize()
 

@@ -22,10 +22,12 @@ from fixtures.deadline import until
 from fixtures.errors import HarnessError
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd, stages
+from fixtures.kvm import build, commands
+from fixtures.kvm.build import HALT, Assembly, Region
+from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
-from fixtures.kvm.stages import HALT, Assembly, Region
+from fixtures.kvm.many import many_tds
 from fixtures.softseam import inject
 from fixtures.softseam.inject import Injection
 from fixtures.softseam.truth import Truth
@@ -97,14 +99,14 @@ def assert_dead(built: Assembly, contract: Contract) -> None:
 def test_init_vm_that_fails_holds_no_hkid_and_its_vm_is_dead(
     failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
-    params = stages.default_params(kvm.worker)
+    params = default_params(kvm.worker)
     with kvm.create_td() as td:
         with fault(tdx_host, failure), refused(contract, Refusal.INIT_SEAMCALL):
             td.init_vm(params)
         assert hkids.taken == 0
         with refused(contract, Refusal.VM_DEAD):
             td.init_vm(params)
-    (another,) = crowd.initialized(kvm, 1)
+    (another,) = many_tds(kvm, 1)
     assert hkids.taken == 1
     another.close()
 
@@ -113,7 +115,7 @@ def test_init_vm_that_fails_holds_no_hkid_and_its_vm_is_dead(
 def test_init_vm_with_an_operand_that_the_module_refuses_tells_its_code_and_can_be_tried_again(
     tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
-    params = stages.default_params(kvm.worker)
+    params = default_params(kvm.worker)
     code = inject.TDX_OPERAND_INVALID | 0x1234
     with kvm.create_td() as td:
         with (
@@ -139,7 +141,7 @@ def test_init_vm_with_an_operand_that_the_module_refuses_tells_its_code_and_can_
 def test_init_vm_without_entropy_holds_no_hkid_and_can_be_tried_again(
     failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
-    params = stages.default_params(kvm.worker)
+    params = default_params(kvm.worker)
     with kvm.create_td() as td:
         with fault(tdx_host, failure), refused(contract, Refusal.INIT_NO_ENTROPY):
             td.init_vm(params)
@@ -153,9 +155,9 @@ def test_entropy_that_is_short_for_a_moment_is_waited_for(
     tdx_host: TdxHost, owner: Worker, hkids: Hkids
 ) -> None:
     leaves = ("MNG.CREATE", "MNG.KEY.CONFIG", "MNG.ADDCX", "MNG.INIT", "VP.CREATE", "VP.INIT", "MR.FINALIZE")
-    stages.default_params(owner)
+    default_params(owner)
     with fault(tdx_host, *no_entropy(*(f"TDH.{leaf}" for leaf in leaves), times=RETRIES - 1)):
-        stages.finalized(owner)
+        build.finalized(owner)
     assert hkids.taken == 1
 
 
@@ -165,7 +167,7 @@ def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
     tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
     """Tried again by KVM, or by its caller after EAGAIN: both are right."""
-    params = stages.default_params(kvm.worker)
+    params = default_params(kvm.worker)
     with kvm.create_td() as td:
         with fault(tdx_host, Injection("TDH.MNG.KEY.CONFIG", code=inject.TDX_KEY_GENERATION_FAILED)):
             first = errno_of(lambda: td.init_vm(params))
@@ -181,7 +183,7 @@ def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
 def test_init_vm_fails_when_the_tds_clock_cannot_be_read(
     tdx_host: TdxHost, kvm: Kvm, contract: Contract
 ) -> None:
-    params = stages.default_params(kvm.worker)
+    params = default_params(kvm.worker)
     with (
         kvm.create_td() as td,
         fault(tdx_host, Injection("TDH.MNG.RD", code=BUSY)),
@@ -273,7 +275,7 @@ def test_init_mem_region_that_waits_for_a_busy_module_can_be_interrupted(
     module = Truth(tdx_host.agent)
     before = module.leaves()["TDH.MEM.PAGE.ADD"].errors
     with inject.armed(tdx_host.agent, Injection("TDH.MEM.PAGE.ADD", count=1 << 31)):
-        adding = vcpu.worker.start(vcpu.init_mem_region_call(region.data, region.gpa))
+        adding = vcpu.worker.start(commands.init_mem_region(vcpu.fd, region.data, region.gpa))
         until(
             lambda: adding.done() or module.leaves()["TDH.MEM.PAGE.ADD"].errors >= before + 2,
             "KVM to try a busy page again",
@@ -357,11 +359,11 @@ def kernel_says(host: TdxHost, pattern: str) -> Iterator[None]:
 def test_hkid_that_cannot_be_freed_is_leaked_and_the_kernel_says_so(
     failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
-    (td,) = crowd.initialized(kvm, 1)
+    (td,) = many_tds(kvm, 1)
     with kernel_says(tdx_host, LEAKED), fault(tdx_host, failure):
         td.close()
     assert hkids.taken == 1
-    crowd.initialized(kvm, hkids.free)
+    many_tds(kvm, hkids.free)
     with kvm.create_td() as late, refused(contract, Refusal.INIT_NO_HKID):
         late.init_vm()
 
@@ -383,7 +385,7 @@ def test_hkid_of_a_vcpu_that_cannot_be_flushed_is_leaked_and_the_kernel_says_so(
 
 @INJECTED
 def test_interrupted_write_back_of_the_caches_is_resumed(tdx_host: TdxHost, kvm: Kvm, hkids: Hkids) -> None:
-    (td,) = crowd.initialized(kvm, 1)
+    (td,) = many_tds(kvm, 1)
     with fault(tdx_host, Injection("TDH.PHYMEM.CACHE.WB", 1, 3, inject.TDX_INTERRUPTED_RESUMABLE)):
         td.close()
     assert hkids.taken == 0
@@ -408,7 +410,7 @@ def test_hkid_comes_back_though_a_page_does_not(
 def test_hkid_comes_back_though_the_root_page_cannot_be_written_back(
     tdx_host: TdxHost, kvm: Kvm, hkids: Hkids
 ) -> None:
-    (td,) = crowd.initialized(kvm, 1)
+    (td,) = many_tds(kvm, 1)
     with fault(tdx_host, Injection("TDH.PHYMEM.PAGE.WBINVD", code=NOT_READY)):
         td.close()
     assert hkids.taken == 0

@@ -19,11 +19,12 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import CURRENT, Hkids
-from fixtures.kvm import abi, crowd, requests, stages
+from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import Cap, VmType
+from fixtures.kvm.build import HALT, Assembly, Region, Stage
+from fixtures.kvm.defaults import default_params, run_size
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.handle import ioctl_call, value_of
-from fixtures.kvm.stages import Stage
+from fixtures.kvm.many import many_tds
 from fixtures.softseam.truth import Truth
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -49,13 +50,13 @@ CYCLES = 200
 def test_td_holds_one_from_init_vm_until_it_is_closed(
     stage: Stage, held: int, owner: Worker, hkids: Hkids
 ) -> None:
-    with stages.at(stage, owner):
+    with build.at(stage, owner):
         assert hkids.taken == held
     assert hkids.taken == 0
 
 
 def test_each_td_holds_one_of_its_own(kvm: Kvm, hkids: Hkids) -> None:
-    first, second, third = crowd.initialized(kvm, 3)
+    first, second, third = many_tds(kvm, 3)
     assert hkids.taken == 3
     second.close()
     assert hkids.taken == 2
@@ -82,7 +83,7 @@ def test_failed_init_vm_holds_none_and_can_be_tried_again(
 
 
 def test_second_init_vm_takes_no_second_one(
-    td_initialized: stages.Assembly, hkids: Hkids, contract: Contract
+    td_initialized: Assembly, hkids: Hkids, contract: Contract
 ) -> None:
     with refused(contract, Promise.INIT_TWICE):
         td_initialized.td.init_vm()
@@ -109,23 +110,21 @@ def lives_until_all_are_closed(recorder: Recorder, kvm: Kvm, order: tuple[str, .
             lambda data: counts.append(cgroup.parse(data.decode(), cgroup.RESOURCE)),
         )
 
-    params = stages.default_params(kvm.worker).pack()
-    run_size = kvm.run_size()
-    vm = recorder.ioctl_fd(requests.create_vm(kvm.fd, VmType.TDX), lambda _: None)
-    recorder.add(requests.enable_cap(vm, Cap.SPLIT_IRQCHIP, 24))
-    recorder.add(requests.init_vm(vm, params))
-    vcpu = recorder.ioctl_fd(requests.create_vcpu(vm, 0), lambda _: None)
+    params = default_params(kvm.worker)
+    size = run_size(kvm.worker)
+    vm = recorder.ioctl_fd(commands.create_vm(kvm.fd, VmType.TDX), lambda _: None)
+    recorder.add(commands.enable_cap(vm, Cap.SPLIT_IRQCHIP, 24))
+    recorder.add(commands.init_vm(vm, params))
+    vcpu = recorder.ioctl_fd(commands.create_vcpu(vm, 0), lambda _: None)
     mapping = recorder.fd(
-        syscalls.mmap(run_size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, vcpu), lambda _: None
+        syscalls.mmap(size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, vcpu), lambda _: None
     )
-    memfd = recorder.ioctl_fd(requests.create_guest_memfd(vm, abi.PAGE_SIZE), lambda _: None)
-    stats = recorder.ioctl_fd(
-        ioctl_call(vm, "KVM_GET_STATS_FD", abi.KVM_GET_STATS_FD, decode=value_of), lambda _: None
-    )
+    memfd = recorder.ioctl_fd(commands.create_guest_memfd(vm, abi.PAGE_SIZE), lambda _: None)
+    stats = recorder.ioctl_fd(commands.get_stats_fd(vm), lambda _: None)
     fds: dict[str, Int] = {"vm-fd": vm, "vcpu-fd": vcpu, "guest-memfd": memfd, "vm-stats-fd": stats}
     count()
     for name in order:
-        recorder.add(syscalls.close(fds[name]) if name in fds else syscalls.munmap(mapping, run_size))
+        recorder.add(syscalls.close(fds[name]) if name in fds else syscalls.munmap(mapping, size))
         count()
     return counts
 
@@ -142,21 +141,21 @@ def test_goes_with_the_last_reference_whatever_the_order_before(last: str, kvm: 
     assert told == {order: [*held, before] for order in orders}
 
 
-def test_copy_of_the_vm_fd_holds_it(td_initialized: stages.Assembly, hkids: Hkids) -> None:
+def test_copy_of_the_vm_fd_holds_it(td_initialized: Assembly, hkids: Hkids) -> None:
     with td_initialized.td.dup():
         td_initialized.close()
         assert hkids.taken == 0
     assert hkids.taken == -1
 
 
-def test_vcpu_statistics_fd_holds_it(td_with_vcpus: stages.Assembly, hkids: Hkids) -> None:
+def test_vcpu_statistics_fd_holds_it(td_with_vcpus: Assembly, hkids: Hkids) -> None:
     with td_with_vcpus.vcpus[0].stats_fd():
         td_with_vcpus.close()
         assert hkids.taken == 0
     assert hkids.taken == -1
 
 
-def test_memory_and_irqfd_do_not_hold_it(td_finalized: stages.Assembly, hkids: Hkids) -> None:
+def test_memory_and_irqfd_do_not_hold_it(td_finalized: Assembly, hkids: Hkids) -> None:
     td = td_finalized.td
     td.set_msi_routes({5: (0x40, 0)})
     with td.irqfd(5), td.map_memory(abi.PAGE_SIZE) as shared:
@@ -172,8 +171,8 @@ def test_freed_ids_are_used_again_and_again(tdx_host: TdxHost, kvm: Kvm, hkids: 
     told = Capability.GROUND_TRUTH in tdx_host.capabilities
     seen = max((event.seq for event in Truth(tdx_host.agent).history()), default=-1) if told else -1
     cycle: list[Call[Any]] = [
-        requests.create_vm(kvm.fd, VmType.TDX),
-        requests.init_vm(Earlier(0), stages.default_params(kvm.worker).pack()),
+        commands.create_vm(kvm.fd, VmType.TDX),
+        commands.init_vm(Earlier(0), default_params(kvm.worker)),
         syscalls.close(Earlier(0)),
     ]
     assert kvm.worker.call(batch_call(cycle, repeat=CYCLES)).complete
@@ -185,11 +184,11 @@ def test_freed_ids_are_used_again_and_again(tdx_host: TdxHost, kvm: Kvm, hkids: 
 
 
 def test_only_free_id_is_the_one_that_is_taken(tdx_host: TdxHost, kvm: Kvm, hkids: Hkids) -> None:
-    pool = crowd.initialized(kvm, hkids.free)
+    pool = many_tds(kvm, hkids.free)
     for freed in (0, len(pool) - 1, len(pool) // 2):
         pool[freed].close()
         assert hkids.free == 1
-        pool[freed] = crowd.initialized(kvm, 1)[0]
+        pool[freed] = many_tds(kvm, 1)[0]
         assert hkids.free == 0
 
 
@@ -205,7 +204,7 @@ def test_capacity_is_the_number_of_keyids_less_the_global_one(pool: int, hkids: 
 def test_exhausted_pool_refuses_init_vm_until_one_is_freed(
     pool: int, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
-    tds = crowd.initialized(kvm, hkids.free)
+    tds = many_tds(kvm, hkids.free)
     assert hkids.in_use == pool
     with kvm.create_td() as late, kvm.create_td() as later:
         for td in (late, later, late):
@@ -223,9 +222,9 @@ def test_exhausted_pool_refuses_init_vm_until_one_is_freed(
 def test_exhausted_pool_lets_tds_be_created_and_built(
     owner: Worker, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
-    with stages.initialized(owner) as built:
-        crowd.initialized(kvm, hkids.free)
-        built.add_vcpus().populate(stages.Region.firmware(stages.HALT)).finalize()
+    with build.initialized(owner) as built:
+        many_tds(kvm, hkids.free)
+        built.add_vcpus().populate(Region.firmware(HALT)).finalize()
         with kvm.create_td() as td, refused(contract, Refusal.INIT_NO_HKID):
             td.init_vm()
         assert built.stage == Stage.FINALIZED

@@ -26,13 +26,14 @@ from fixtures.guests import output
 from fixtures.guests.running import spin
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd, stages
-from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Cap
+from fixtures.kvm import build, commands
+from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.exits import InterruptedExit, MapGpaExit
-from fixtures.kvm.requests import enable_cap
-from fixtures.kvm.stages import Assembly, Region
+from fixtures.kvm.many import many_tds
+from fixtures.kvm.move import link_memory, move_from, prepare_destination
 from fixtures.softseam.truth import Truth
 
 pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
@@ -45,9 +46,9 @@ READY = 0x1000000
 SYS_KILL = 62
 
 
-def twin_of(source: Assembly, cleanup: ExitStack, worker: Worker | None = None) -> Assembly:
+def destination_of(source: Assembly, cleanup: ExitStack, worker: Worker | None = None) -> Assembly:
     """A destination for a TD."""
-    return cleanup.enter_context(source.twin(worker))
+    return cleanup.enter_context(prepare_destination(source, worker))
 
 
 def count(built: Assembly) -> list[int]:
@@ -91,13 +92,13 @@ def test_counts_on_in_the_destination_without_a_lost_or_repeated_step(
 ) -> None:
     source = launch("count", vcpus=vcpus)
     assert [count(source), count(source)] == [counted(1, vcpus), counted(2, vcpus)]
-    twin = twin_of(source, tdx_cleanup).take_over(source)
-    assert [count(twin), count(twin)] == [counted(3, vcpus), counted(4, vcpus)]
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert [count(destination), count(destination)] == [counted(3, vcpus), counted(4, vcpus)]
     assert hkids.taken == 1
     source.close()
-    assert count(twin) == counted(5, vcpus)
+    assert count(destination) == counted(5, vcpus)
     assert hkids.taken == 1
-    twin.close()
+    destination.close()
     assert hkids.taken == 0
 
 
@@ -109,13 +110,13 @@ def test_module_sees_nothing_but_vcpus_that_change_their_place(
     source = launch("count")
     count(source)
     before, leaves = truth.state(), truth.leaves()
-    twin = twin_of(source, tdx_cleanup).take_over(source)
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
     called = {name for name, leaf in truth.leaves().items() if leaf.calls != leaves[name].calls}
     after = truth.state()
     assert called == {"TDH.VP.FLUSH", "TDH.VP.WR"}
     assert (after.keys, after.pages) == (before.keys, before.pages)
     assert [td.tdr for td in after.tds] == [td.tdr for td in before.tds]
-    assert count(twin) == counted(2)
+    assert count(destination) == counted(2)
 
 
 def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_cleanup: ExitStack) -> None:
@@ -123,10 +124,10 @@ def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_clean
     assert output.told(source.vcpus[0], 2) == [1, READY]
     source.vcpus[0].complete()
     assert source.td.signal_msi(VECTOR) == 1
-    twin = twin_of(source, tdx_cleanup).take_over(source)
-    assert output.value_of(twin.vcpus[0].run()) == 2
-    running = twin.vcpus[0].start()
-    assert twin.td.signal_msi(VECTOR) == 1
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert output.value_of(destination.vcpus[0].run()) == 2
+    running = destination.vcpus[0].start()
+    assert destination.td.signal_msi(VECTOR) == 1
     assert output.value_of(running.result()) == 3
 
 
@@ -140,7 +141,7 @@ def test_memory_is_accepted_and_converted_as_if_nothing_had_happened(
     built = launch("memory", regions=[region])
     heard = []
     for _ in range(MEMORY_STEPS):
-        built = twin_of(built, tdx_cleanup).take_over(built)
+        built = move_from(built, to=destination_of(built, tdx_cleanup))
         heard.append(step(built))
     assert heard == wanted
     # Two conversions, and what it read there.
@@ -154,9 +155,9 @@ def test_moves_ten_times_and_never_back_to_the_dead(
     first = built = launch("count")
     for step in range(1, 11):
         assert count(built) == counted(step)
-        built = twin_of(built, tdx_cleanup).take_over(built)
+        built = move_from(built, to=destination_of(built, tdx_cleanup))
         assert hkids.taken == 1
-    assert errno_of(lambda: first.take_over(built)) == errno.EIO
+    assert errno_of(lambda: move_from(built, to=first)) == errno.EIO
     assert count(built) == counted(11)
 
 
@@ -164,15 +165,15 @@ def test_source_is_dead_and_closes_in_any_order(launch: Launch, hkids: Hkids, td
     for order in itertools.permutations(range(3)):
         source = launch("count")
         count(source)
-        twin = twin_of(source, tdx_cleanup).take_over(source)
+        destination = move_from(source, to=destination_of(source, tdx_cleanup))
         assert errno_of(source.td.init_vm) == errno.EIO
         assert errno_of(source.vcpus[0].run) == errno.EIO
         pins = source.pins()
         for place in order:
             pins[place].close()
             assert hkids.taken == 1
-        assert count(twin) == counted(2)
-        twin.close()
+        assert count(destination) == counted(2)
+        destination.close()
         assert hkids.taken == 0
 
 
@@ -182,10 +183,10 @@ def test_goes_on_when_the_sources_process_is_killed(
     old, new = (tdx_cleanup.enter_context(tdx_host.agent.spawn()) for _ in range(2))
     source = launch("count", owner=old)
     count(source)
-    twin = twin_of(source, tdx_cleanup, new).take_over(source)
+    destination = move_from(source, to=destination_of(source, tdx_cleanup, new))
     old.kill()
     old.wait()
-    assert count(twin) == counted(2)
+    assert count(destination) == counted(2)
     assert hkids.taken == 1
 
 
@@ -194,11 +195,11 @@ def test_source_killed_before_the_move_takes_its_td_along(
 ) -> None:
     old, new = (tdx_cleanup.enter_context(tdx_host.agent.spawn()) for _ in range(2))
     source = launch("count", owner=old)
-    twin = twin_of(source, tdx_cleanup, new)
+    destination = destination_of(source, tdx_cleanup, new)
     old.kill()
     old.wait()
     assert hkids.taken == 0
-    twin.close()
+    destination.close()
 
 
 # keys
@@ -214,11 +215,11 @@ def test_moves_when_every_hkid_is_in_use(
     assert keyids in (None, hkids.capacity + 1)
     source = launch("count")
     count(source)
-    crowd.initialized(kvm, hkids.free)
+    many_tds(kvm, hkids.free)
     assert hkids.free == 0
-    twin = twin_of(source, tdx_cleanup).take_over(source)
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
     assert hkids.free == 0
-    assert count(twin) == counted(2)
+    assert count(destination) == counted(2)
 
 
 def test_naive_destination_takes_a_key_and_is_refused(
@@ -226,12 +227,12 @@ def test_naive_destination_takes_a_key_and_is_refused(
 ) -> None:
     source = launch("count")
     count(source)
-    twin = twin_of(source, tdx_cleanup)
-    twin.td.init_vm()
+    destination = destination_of(source, tdx_cleanup)
+    destination.td.init_vm()
     assert hkids.taken == 2
-    assert errno_of(lambda: twin.take_over(source)) == errno.EINVAL
+    assert errno_of(lambda: move_from(source, to=destination)) == errno.EINVAL
     assert count(source) == counted(2)
-    twin.close()
+    destination.close()
     assert hkids.taken == 1
 
 
@@ -239,11 +240,11 @@ def test_naive_destination_cannot_be_had_when_every_hkid_is_in_use(
     kvm: Kvm, launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack
 ) -> None:
     source = launch("count")
-    twin = twin_of(source, tdx_cleanup)
-    crowd.initialized(kvm, hkids.free)
-    assert errno_of(twin.td.init_vm) == errno.ENOSPC
-    twin.take_over(source)
-    assert count(twin) == counted(1)
+    destination = destination_of(source, tdx_cleanup)
+    many_tds(kvm, hkids.free)
+    assert errno_of(destination.td.init_vm) == errno.ENOSPC
+    move_from(source, to=destination)
+    assert count(destination) == counted(1)
 
 
 # cgroups
@@ -262,7 +263,7 @@ def moved_between(
     old, new = (cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path)) for group in pair)
     source = launch("count", owner=old)
     count(source)
-    return source, twin_of(source, cleanup, new)
+    return source, destination_of(source, cleanup, new)
 
 
 def test_charge_moves_to_the_destinations_cgroup(
@@ -272,14 +273,14 @@ def test_charge_moves_to_the_destinations_cgroup(
     launch: Launch,
     tdx_cleanup: ExitStack,
 ) -> None:
-    source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
     assert [group.current for group in pair] == [1, 0]
-    twin.take_over(source)
+    move_from(source, to=destination)
     assert [group.current for group in pair] == [0, 1]
     assert (tdx_cgroup.current, tdx_cgroup.peak) == (1, 1)
     source.close()
     assert [group.current for group in pair] == [0, 1]
-    twin.close()
+    destination.close()
     assert [group.current for group in pair] == [0, 0]
 
 
@@ -290,27 +291,27 @@ def test_limits_of_the_source_and_of_what_both_have_in_common_do_not_matter(
     launch: Launch,
     tdx_cleanup: ExitStack,
 ) -> None:
-    source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
     tdx_cgroup.set_max(1)
     pair[0].set_max(0)
-    twin.take_over(source)
+    move_from(source, to=destination)
     assert [group.current for group in (*pair, tdx_cgroup)] == [0, 1, 1]
-    assert count(twin) == counted(2)
+    assert count(destination) == counted(2)
 
 
 def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
     pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
-    source, twin = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
     pair[1].set_max(0)
-    assert errno_of(lambda: twin.take_over(source)) == errno.EBUSY
+    assert errno_of(lambda: move_from(source, to=destination)) == errno.EBUSY
     assert [group.current for group in pair] == [1, 0]
     assert pair[1].events_local == 1
     assert count(source) == counted(2)
     pair[1].set_max(1)
-    twin.take_over(source)
+    move_from(source, to=destination)
     assert [group.current for group in pair] == [0, 1]
-    assert count(twin) == counted(3)
+    assert count(destination) == counted(3)
 
 
 # refusals, after which both still work
@@ -326,84 +327,84 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
         assert count(source) == counted(next(step))
 
     def no_vcpu() -> None:
-        with stages.created(source.worker) as other:
-            other.link(*source.placed)
-            other.take_over(source)
+        with build.created(source.worker) as other:
+            link_memory(other, *source.placed)
+            move_from(source, to=other)
 
     def no_memory() -> None:
-        with stages.created(source.worker) as other:
+        with build.created(source.worker) as other:
             other.create_vcpus(1)
             other.vcpus[0].set_cpuid2()
-            other.take_over(source)
+            move_from(source, to=other)
 
     def other_memory() -> None:
-        with stages.created(source.worker) as other:
+        with build.created(source.worker) as other:
             other.create_vcpus(1)
             other.vcpus[0].set_cpuid2()
             other.place(*(placed.region for placed in source.placed))
-            other.take_over(source)
+            move_from(source, to=other)
 
     def no_cpuid() -> None:
-        with stages.created(source.worker) as other:
+        with build.created(source.worker) as other:
             other.create_vcpus(1)
-            other.link(*source.placed)
-            other.take_over(source)
+            link_memory(other, *source.placed)
+            move_from(source, to=other)
 
     def other_id() -> None:
-        with stages.created(source.worker) as other:
+        with build.created(source.worker) as other:
             other.td.split_irqchip()
             with other.td.create_vcpu(1) as vcpu:
                 vcpu.set_cpuid2()
-                other.link(*source.placed)
-                other.take_over(source)
+                link_memory(other, *source.placed)
+                move_from(source, to=other)
 
     def more_vcpus() -> None:
-        with source.twin() as other:
+        with prepare_destination(source) as other:
             other.create_vcpus(1)
-            other.take_over(source)
+            move_from(source, to=other)
 
     def more_memory() -> None:
-        with source.twin() as other:
+        with prepare_destination(source) as other:
             other.place(Region(0x100000, 4096))
-            other.take_over(source)
+            move_from(source, to=other)
 
     def memory_elsewhere() -> None:
-        with source.twin() as other:
+        with prepare_destination(source) as other:
             slot = other.placed[0].slot
             other.td.delete_slot(slot.slot, slot.gpa)
             other.td.set_slot(replace(slot, gpa=0x100000))
-            other.take_over(source)
+            move_from(source, to=other)
 
     def less_memory() -> None:
-        with source.twin() as other:
+        with prepare_destination(source) as other:
             slot = other.placed[0].slot
             other.td.delete_slot(slot.slot, slot.gpa)
             other.td.set_slot(replace(slot, size=slot.size - 4096))
-            other.take_over(source)
+            move_from(source, to=other)
 
     def another_part_of_the_memory() -> None:
-        with source.twin() as other:
+        with prepare_destination(source) as other:
             slot = other.placed[0].slot
             other.td.delete_slot(slot.slot, slot.gpa)
             shifted = replace(slot, guest_memfd_offset=4096, size=slot.size - 4096)
             other.td.set_slot(shifted)
-            other.take_over(source)
+            move_from(source, to=other)
 
     def not_finalized() -> None:
-        with stages.with_vcpus(source.worker) as young, young.twin() as other:
-            other.take_over(young)
+        with build.with_vcpus(source.worker) as young, prepare_destination(young) as other:
+            move_from(young, to=other)
 
     def no_td() -> None:
-        with kvm.create_vm() as vm, source.twin() as other:
-            other.td.enable_cap(Cap.VM_MOVE_ENC_CONTEXT_FROM, vm.fd)
+        with kvm.create_vm() as vm, prepare_destination(source) as other:
+            other.worker.call(commands.move_from(other.td.fd, vm.fd))
 
     def to_no_td() -> None:
         with kvm.create_vm() as vm:
-            vm.enable_cap(Cap.VM_MOVE_ENC_CONTEXT_FROM, source.td.fd)
+            vm.worker.call(commands.move_from(vm.fd, source.td.fd))
 
     def no_vm() -> None:
-        with source.twin() as other:
-            other.td.enable_cap(Cap.VM_MOVE_ENC_CONTEXT_FROM, source.vcpus[0].fd)
+        with prepare_destination(source) as other:
+            other.worker.call(commands.move_from(other.td.fd, source.vcpus[0].fd))
 
     for wanted, request in (
         (errno.EINVAL, no_vcpu),
@@ -420,31 +421,31 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
         (errno.EINVAL, no_td),
         (errno.EINVAL, to_no_td),
         (errno.EBADF, no_vm),
-        (errno.EINVAL, lambda: source.take_over(source)),
+        (errno.EINVAL, lambda: move_from(source, to=source)),
     ):
         refused(wanted, request)
-    twin = twin_of(source, tdx_cleanup).take_over(source)
-    assert count(twin) == counted(next(step))
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert count(destination) == counted(next(step))
 
 
 def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("count")
     output.told(source.vcpus[0], 2)
-    twin = twin_of(source, tdx_cleanup)
-    assert errno_of(lambda: twin.take_over(source)) == errno.EBUSY
+    destination = destination_of(source, tdx_cleanup)
+    assert errno_of(lambda: move_from(source, to=destination)) == errno.EBUSY
     source.vcpus[0].complete()
-    twin.take_over(source)
-    assert count(twin) == counted(2)
+    move_from(source, to=destination)
+    assert count(destination) == counted(2)
 
 
 def test_vcpu_that_runs_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("spin")
-    twin = twin_of(source, tdx_cleanup)
+    destination = destination_of(source, tdx_cleanup)
     (running,) = spin(source)
-    assert errno_of(lambda: twin.take_over(source)) == errno.EBUSY
+    assert errno_of(lambda: move_from(source, to=destination)) == errno.EBUSY
     assert isinstance(running.stop(), InterruptedExit)
-    twin.take_over(source)
-    spin(twin)[0].stop()
+    move_from(source, to=destination)
+    spin(destination)[0].stop()
 
 
 # the memory before and after
@@ -454,12 +455,12 @@ def test_linked_memory_is_the_sources_until_the_move(launch: Launch, tdx_cleanup
     """A destination that is made a TD of its own gets none of it, and nobody is harmed."""
     source = launch("count")
     count(source)
-    twin = twin_of(source, tdx_cleanup)
-    twin.td.init_vm()
-    twin.vcpus[0].init_vcpu()
-    region = twin.placed[0].region
+    destination = destination_of(source, tdx_cleanup)
+    destination.td.init_vm()
+    destination.vcpus[0].init_vcpu()
+    region = destination.placed[0].region
     with pytest.raises(KvmError) as caught:
-        twin.vcpus[0].init_mem_region(bytes(4096), region.gpa)
+        destination.vcpus[0].init_mem_region(bytes(4096), region.gpa)
     assert caught.value.errno == errno.EACCES
     assert count(source) == counted(2)
 
@@ -468,12 +469,13 @@ def test_linked_memory_is_the_sources_until_the_move(launch: Launch, tdx_cleanup
 def test_link_is_refused(wrong: str, launch: Launch, kvm: Kvm, owner: Worker) -> None:
     source = launch("count")
     memfd = source.memfds[0].fd
-    with stages.created(owner) as other, kvm.create_vm() as plain:
+    with build.created(owner) as other, kvm.create_vm() as plain:
         vm = {"own": source.td, "plain VM": plain}.get(wrong, other.td)
         fd = {"no memfd": source.td.fd, "no fd": (1 << 31) - 1}.get(wrong, memfd)
+        flags, reserved = int(wrong == "flags"), int(wrong == "reserved")
         made = errno_of(
-            lambda: vm.link_guest_memfd(
-                fd, flags=int(wrong == "flags"), reserved=(int(wrong == "reserved"), 0, 0, 0, 0, 0)
+            lambda: owner.call(
+                commands.link_guest_memfd(vm.fd, fd, flags=flags, reserved=(reserved, 0, 0, 0, 0, 0))
             )
         )
     assert made == (errno.EBADF if wrong == "no fd" else errno.EINVAL)
@@ -502,17 +504,17 @@ def test_of_two_destinations_one_gets_the_td(
     for _ in range(10):
         source = launch("count")
         count(source)
-        twins = [twin_of(source, tdx_cleanup) for _ in range(2)]
+        destinations = [destination_of(source, tdx_cleanup) for _ in range(2)]
         jobs = [
-            twin.worker.start(twin.take_over_call(source, barrier=place))
-            for twin, place in zip(twins, tdx_host.agent.barrier(2), strict=True)
+            destination.worker.start(commands.move_from(destination.td.fd, source.td.fd, barrier=place))
+            for destination, place in zip(destinations, tdx_host.agent.barrier(2), strict=True)
         ]
         ended = [errno_of(job.result) for job in jobs]
         assert sorted(ended)[0] == 0
         assert sorted(ended)[1] in (errno.EBUSY, errno.EIO)
-        assert count(twins[ended.index(0)]) == counted(2)
+        assert count(destinations[ended.index(0)]) == counted(2)
         assert hkids.taken == 1
-        for built in (source, *twins):
+        for built in (source, *destinations):
             built.close()
 
 
@@ -524,7 +526,7 @@ def test_moves_that_cross_do_not_stand_in_each_others_way(
     for _ in range(10):
         pair = [launch("count") for _ in range(2)]
         jobs = [
-            built.worker.start(built.take_over_call(other, barrier=place))
+            built.worker.start(commands.move_from(built.td.fd, other.td.fd, barrier=place))
             for built, other, place in zip(pair, reversed(pair), tdx_host.agent.barrier(2), strict=True)
         ]
         assert {errno_of(job.result) for job in jobs} <= {errno.EINVAL, errno.EBUSY}
@@ -542,22 +544,22 @@ def test_vcpu_that_is_created_meanwhile_is_there_or_not(
     for _ in range(10):
         source = launch("count")
         count(source)
-        twin = twin_of(source, tdx_cleanup)
+        destination = destination_of(source, tdx_cleanup)
         first, second = tdx_host.agent.barrier(2)
-        moving = twin.worker.start(twin.take_over_call(source, barrier=first))
-        creating = twin.worker.start(twin.td.create_vcpu_call(1, barrier=second))
+        moving = destination.worker.start(commands.move_from(destination.td.fd, source.td.fd, barrier=first))
+        creating = destination.worker.start(commands.create_vcpu(destination.td.fd, 1, barrier=second))
         moved, created = errno_of(moving.result), errno_of(creating.result)
         assert (moved, created) in (
             (0, errno.EIO),
             (errno.EINVAL, 0),
             (errno.EBUSY, 0),
         )
-        assert count(source if moved else twin) == counted(2)
+        assert count(source if moved else destination) == counted(2)
         assert hkids.taken == 1
         source.close()
-        twin.close()
+        destination.close()
         if not created:
-            twin.worker.close_fd(creating.result())
+            destination.worker.close_fd(creating.result())
 
 
 @pytest.mark.tdx_host(cpus=2)
@@ -569,9 +571,9 @@ def test_memory_can_be_taken_from_the_td_meanwhile(
     for _ in range(10):
         source = launch("count", regions=[spare])
         count(source)
-        twin = twin_of(source, tdx_cleanup)
+        destination = destination_of(source, tdx_cleanup)
         first, second = tdx_host.agent.barrier(2)
-        moving = twin.worker.start(twin.take_over_call(source, barrier=first))
+        moving = destination.worker.start(commands.move_from(destination.td.fd, source.td.fd, barrier=first))
         memfd = source.placed[-1].memfd.fd
         hole = syscalls.fallocate(memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, spare.size)
         punching = source.worker.start(batch_call([syscalls.barrier(second), hole]))
@@ -579,9 +581,9 @@ def test_memory_can_be_taken_from_the_td_meanwhile(
         # Who walks the page tables is in the way; user space tries again.
         assert moved in (0, errno.EBUSY)
         assert punching.result()[1].ret == 0
-        assert count(source if moved else twin) == counted(2)
+        assert count(source if moved else destination) == counted(2)
         source.close()
-        twin.close()
+        destination.close()
         assert hkids.taken == 0
 
 
@@ -589,25 +591,25 @@ def test_memory_can_be_taken_from_the_td_meanwhile(
 def test_source_that_is_killed_meanwhile_is_moved_or_gone(
     launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack
 ) -> None:
-    """With its process go its guest_memfds, and with them the guest's memory, unless they are the twin's."""
+    """Its process' end closes its guest_memfds, which frees the memory, unless it is the destination's."""
     new = tdx_cleanup.enter_context(tdx_host.agent.spawn())
     for _ in range(5):
         old = tdx_cleanup.enter_context(tdx_host.agent.spawn())
         source = launch("count", owner=old)
         count(source)
-        twin = twin_of(source, tdx_cleanup, new)
+        destination = destination_of(source, tdx_cleanup, new)
         fd = old.send_fd(source.td.fd, new)
         first, second = tdx_host.agent.barrier(2)
-        moving = new.start(enable_cap(twin.td.fd, Cap.VM_MOVE_ENC_CONTEXT_FROM, fd, barrier=first))
+        moving = new.start(commands.move_from(destination.td.fd, fd, barrier=first))
         new.start(batch_call([syscalls.barrier(second), syscalls.syscall(SYS_KILL, old.pid, signal.SIGKILL)]))
         old.wait()
         moved = errno_of(moving.result)
         assert moved in (0, errno.EINVAL, errno.EBUSY)
         if not moved:
-            assert count(twin) == counted(2)
+            assert count(destination) == counted(2)
         new.close_fd(fd)
         assert hkids.taken == (0 if moved else 1)
-        twin.close()
+        destination.close()
 
 
 @pytest.mark.slow
@@ -621,10 +623,10 @@ def test_ten_thousand_moves_leave_nothing(
     def move(times: int) -> Assembly:
         now = built
         for _ in range(times):
-            twin = now.twin()
-            twin.take_over(now)
+            destination = prepare_destination(now)
+            move_from(now, to=destination)
             now.close()
-            now = twin
+            now = destination
         return now
 
     built = move(WARM_UP)

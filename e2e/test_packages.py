@@ -19,8 +19,10 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd, stages
+from fixtures.kvm import build
+from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
+from fixtures.kvm.many import many_tds
 from fixtures.softseam.truth import Truth
 
 pytestmark = [
@@ -45,7 +47,7 @@ def leave_one(cpus: Cpus) -> int:
 
 
 def test_all_but_one_cpu_of_a_package_can_go_while_an_hkid_is_in_use(kvm: Kvm, cpus: Cpus) -> None:
-    crowd.initialized(kvm, 1)
+    many_tds(kvm, 1)
     left = leave_one(cpus)
     assert cpus.online & {*cpus.packages[max(cpus.packages)]} == {left}
 
@@ -53,7 +55,7 @@ def test_all_but_one_cpu_of_a_package_can_go_while_an_hkid_is_in_use(kvm: Kvm, c
 def test_last_cpu_of_a_package_stays_while_an_hkid_is_in_use(
     kvm: Kvm, cpus: Cpus, contract: Contract
 ) -> None:
-    crowd.initialized(kvm, 1)
+    many_tds(kvm, 1)
     last = leave_one(cpus)
     with refused(contract, Refusal.LAST_CPU_OFFLINE):
         cpus.offline(last)
@@ -61,7 +63,7 @@ def test_last_cpu_of_a_package_stays_while_an_hkid_is_in_use(
 
 
 def test_last_cpu_of_a_package_may_go_when_no_hkid_is_in_use(kvm: Kvm, cpus: Cpus) -> None:
-    (td,) = crowd.initialized(kvm, 1)
+    (td,) = many_tds(kvm, 1)
     last = leave_one(cpus)
     td.close()
     cpus.offline(last)
@@ -78,7 +80,7 @@ def test_vm_without_an_hkid_keeps_no_cpu(kvm: Kvm, cpus: Cpus) -> None:
 def test_init_vm_with_a_package_offline_is_refused_and_holds_nothing(
     kvm: Kvm, cpus: Cpus, hkids: Hkids, contract: Contract
 ) -> None:
-    params = stages.default_params(kvm.worker)
+    params = default_params(kvm.worker)
     last = leave_one(cpus)
     cpus.offline(last)
     with kvm.create_td() as td:
@@ -93,7 +95,7 @@ def test_init_vm_with_a_package_offline_is_refused_and_holds_nothing(
 def test_one_cpu_of_each_package_is_enough_for_a_whole_life(owner: Worker, cpus: Cpus, hkids: Hkids) -> None:
     for package in cpus.packages.values():
         cpus.offline(*package[1:])
-    with stages.finalized(owner):
+    with build.finalized(owner):
         assert hkids.taken == 1
     assert hkids.taken == 0
 
@@ -102,7 +104,7 @@ def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, cpus: Cpus, hkids: H
     """It was initialized there, so the TDX module has it associated with that CPU until it is flushed."""
     going = cpus.packages[max(cpus.packages)][-1]
     owner.call(syscalls.affinity([going]))
-    with stages.with_vcpus(owner):
+    with build.with_vcpus(owner):
         cpus.offline(going)
         assert hkids.taken == 1
     assert hkids.taken == 0
@@ -110,14 +112,14 @@ def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, cpus: Cpus, hkids: H
 
 @pytest.mark.tdx_needs("ground-truth")
 def test_key_is_programmed_in_every_package(kvm: Kvm, cpus: Cpus, tdx_host: TdxHost) -> None:
-    crowd.initialized(kvm, 1)
+    many_tds(kvm, 1)
     (key,) = [key for key in Truth(tdx_host.agent).state().keys if key.tdr is not None]
     assert key.configured == sum(1 << package for package in cpus.packages)
 
 
 @pytest.mark.tdx_needs("ground-truth")
 def test_caches_are_written_back_once_in_every_package(kvm: Kvm, cpus: Cpus, tdx_host: TdxHost) -> None:
-    (td,) = crowd.initialized(kvm, 1)
+    (td,) = many_tds(kvm, 1)
     leaves = Truth(tdx_host.agent).leaves
     before = leaves()["TDH.PHYMEM.CACHE.WB"]
     td.close()

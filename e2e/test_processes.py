@@ -17,12 +17,14 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import abi, crowd, requests, stages
+from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import VmType
+from fixtures.kvm.build import Assembly, Stage
+from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
-from fixtures.kvm.handle import Handle
-from fixtures.kvm.stages import Assembly, Stage
+from fixtures.kvm.fd import Fd
+from fixtures.kvm.many import many_tds
 from fixtures.kvm.td import Td
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -35,7 +37,7 @@ ROUNDS = 6
 
 @pytest.mark.parametrize("stage", [pytest.param(s, id=s.name.lower()) for s in Stage if s])
 def test_sigkill_of_the_owner_gives_its_hkid_back(stage: Stage, owner: Worker, hkids: Hkids) -> None:
-    stages.at(stage, owner)
+    build.at(stage, owner)
     assert hkids.taken == (stage >= Stage.INITIALIZED)
     owner.kill()
     assert owner.wait() == -signal.SIGKILL
@@ -43,7 +45,7 @@ def test_sigkill_of_the_owner_gives_its_hkid_back(stage: Stage, owner: Worker, h
 
 
 def test_sigkill_of_the_owner_of_many_tds_gives_all_back(kvm: Kvm, hkids: Hkids) -> None:
-    crowd.initialized(kvm, hkids.free)
+    many_tds(kvm, hkids.free)
     assert hkids.free == 0
     kvm.worker.kill()
     kvm.worker.wait()
@@ -66,9 +68,9 @@ def test_sigkill_in_the_midst_of_construction_gives_all_back(tdx_host: TdxHost, 
 def construction(kvm: Kvm, *, repeat: int) -> Call[BatchResult]:
     """TDs that are created, given their HKID and a guest_memfd, and closed, one after the other."""
     steps: list[Call[Any]] = [
-        requests.create_vm(kvm.fd, VmType.TDX),
-        requests.init_vm(Earlier(0), stages.default_params(kvm.worker).pack()),
-        requests.create_guest_memfd(Earlier(0), abi.PAGE_SIZE),
+        commands.create_vm(kvm.fd, VmType.TDX),
+        commands.init_vm(Earlier(0), default_params(kvm.worker)),
+        commands.create_guest_memfd(Earlier(0), abi.PAGE_SIZE),
         syscalls.close(Earlier(0)),
         syscalls.close(Earlier(2)),
     ]
@@ -77,7 +79,7 @@ def construction(kvm: Kvm, *, repeat: int) -> Call[BatchResult]:
 
 # succeeded by others
 
-PASSED: dict[str, Callable[[Assembly], Handle]] = {
+PASSED: dict[str, Callable[[Assembly], Fd]] = {
     "vm-fd": lambda built: built.td,
     "vcpu-fd": lambda built: built.vcpus[0],
     "guest-memfd": lambda built: built.memfds[0],
@@ -88,9 +90,9 @@ PASSED: dict[str, Callable[[Assembly], Handle]] = {
 
 @pytest.mark.parametrize("passed", [pytest.param(one, id=name) for name, one in PASSED.items()])
 def test_hkid_outlives_its_owner_with_an_fd_in_another_process(
-    passed: Callable[[Assembly], Handle], owner: Worker, tdx_host: TdxHost, hkids: Hkids
+    passed: Callable[[Assembly], Fd], owner: Worker, tdx_host: TdxHost, hkids: Hkids
 ) -> None:
-    built = stages.populated(owner)
+    built = build.populated(owner)
     with tdx_host.agent.spawn() as heir:
         inherited = passed(built).give(heir)
         owner.close()
@@ -100,7 +102,7 @@ def test_hkid_outlives_its_owner_with_an_fd_in_another_process(
 
 
 def test_hkid_goes_with_the_last_heir(owner: Worker, tdx_host: TdxHost, hkids: Hkids) -> None:
-    (td,) = crowd.initialized(Kvm.open(owner), 1)
+    (td,) = many_tds(Kvm.open(owner), 1)
     with tdx_host.agent.spawn() as heir, tdx_host.agent.spawn() as heirs_heir:
         td.give(heir).give(heirs_heir)
         owner.close()
@@ -114,8 +116,8 @@ def test_heir_can_do_nothing_with_the_td(
     owner: Worker, tdx_host: TdxHost, hkids: Hkids, contract: Contract
 ) -> None:
     """A VM is its creator's: its memory is in the creator's address space."""
-    with stages.created(owner) as built, tdx_host.agent.spawn() as heir:
-        inherited = Td(Kvm.open(heir), owner.send_fd(built.td.fd, heir))
+    with build.created(owner) as built, tdx_host.agent.spawn() as heir:
+        inherited = Td(heir, owner.send_fd(built.td.fd, heir))
         params = built.td.default_params()
         for request in (lambda: inherited.init_vm(params), inherited.finalize, inherited.capabilities):
             with refused(contract, Refusal.OTHER_PROCESS):
@@ -129,7 +131,7 @@ def test_fd_on_its_way_to_another_process_holds_the_hkid(
     owner: Worker, tdx_host: TdxHost, hkids: Hkids
 ) -> None:
     """Sent and never received: it is in the socket's queue until the receiver dies."""
-    (td,) = crowd.initialized(Kvm.open(owner), 1)
+    (td,) = many_tds(Kvm.open(owner), 1)
     with tdx_host.agent.spawn() as heir:
         owner.give_fd(td.fd, heir)
         owner.close()
@@ -158,7 +160,7 @@ def race(tdx_host: TdxHost, tds: list[Td]) -> list[KvmError | None]:
     params = [td.default_params() for td in tds]
     slots = tdx_host.agent.barrier(len(tds))
     jobs: list[Job[None]] = [
-        td.worker.start(td.init_vm_call(right, barrier=slot))
+        td.worker.start(commands.init_vm(td.fd, right, barrier=slot))
         for td, right, slot in zip(tds, params, slots, strict=True)
     ]
     return [outcome(job) for job in jobs]
@@ -175,7 +177,7 @@ def outcome(job: Job[None]) -> KvmError | None:
 def test_one_of_several_processes_gets_the_last_hkid(
     kvm: Kvm, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
 ) -> None:
-    crowd.initialized(kvm, hkids.free - 1)
+    many_tds(kvm, hkids.free - 1)
     racers = [Racer(tdx_cleanup.enter_context(tdx_host.agent.spawn())) for _ in range(RACERS)]
     for _ in range(ROUNDS):
         results = race(tdx_host, [racer.td for racer in racers])
@@ -203,15 +205,15 @@ def test_creators_and_destroyers_at_the_limit_lose_nothing(
     kvm: Kvm, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
 ) -> None:
     """Two HKIDs for four processes that take one and give it back as fast as they can."""
-    crowd.initialized(kvm, hkids.free - 2)
+    many_tds(kvm, hkids.free - 2)
     workers = [tdx_cleanup.enter_context(tdx_host.agent.spawn()) for _ in range(RACERS)]
-    params = stages.default_params(kvm.worker).pack()
+    params = default_params(kvm.worker)
     jobs = []
     for slot, worker in zip(tdx_host.agent.barrier(RACERS), workers, strict=True):
         device = Kvm.open(worker)
         steps: list[Call[Any]] = [
-            requests.create_vm(device.fd, VmType.TDX),
-            requests.init_vm(Earlier(0), params),
+            commands.create_vm(device.fd, VmType.TDX),
+            commands.init_vm(Earlier(0), params),
             syscalls.close(Earlier(0)),
         ]
         worker.submit(syscalls.barrier(slot))

@@ -20,9 +20,10 @@ from fixtures.errors import KernelSplat
 from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import BooksDiffer, Hkids
-from fixtures.kvm import crowd, stages
+from fixtures.kvm import build
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.device import Kvm
+from fixtures.kvm.many import many_tds
 from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QemuLaunchFailed, QmpError, QmpGone
 
@@ -64,7 +65,7 @@ def test_every_hkid_can_be_a_qemu_tds_and_one_more_is_refused(
 def test_the_last_hkid_beside_raw_tds_is_as_good_as_any(
     hkids: Hkids, kvm: Kvm, qemu_tds: QemuTds, contract: Contract
 ) -> None:
-    raw = crowd.initialized(kvm, hkids.free - 1)
+    raw = many_tds(kvm, hkids.free - 1)
     td = qemu_tds.start()
     assert hkids.free == 0
     status, messages = failure(qemu_tds.start)
@@ -168,7 +169,7 @@ def test_beside_a_plain_vm(hkids: Hkids, qemu_tds: QemuTds) -> None:
 
 
 def test_beside_raw_tds_that_come_and_go(hkids: Hkids, owner: Worker, qemu_tds: QemuTds) -> None:
-    with stages.finalized(owner):
+    with build.finalized(owner):
         td = qemu_tds.start()
         assert hkids.taken == 2
     assert hkids.taken == 1

@@ -24,8 +24,8 @@ from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.typed import answer, counts, joined, numbers, tell
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd
 from fixtures.kvm.device import Kvm
+from fixtures.kvm.many import many_tds
 from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth
@@ -135,7 +135,7 @@ def test_moves_when_every_hkid_is_in_use(kvm: Kvm, hkids: Hkids, movable_tds: Qe
     """The destination starts although no key is free."""
     source = movable_tds.run()
     assert counts(source) == [1, 1]
-    crowd.initialized(kvm, hkids.free)
+    many_tds(kvm, hkids.free)
     assert hkids.free == 0
     destination = moved_once(movable_tds, source)
     assert hkids.free == 0
@@ -285,7 +285,7 @@ def test_two_tds_cross(
     for source, steps in zip(sources, (1, 2), strict=True):
         for step in range(1, steps + 1):
             assert counts(source) == [step, step]
-    crowd.initialized(kvm, hkids.free)
+    many_tds(kvm, hkids.free)
     (_, first), (_, second) = pair
     destinations = [movable_tds.destination(sources[0], second), movable_tds.destination(sources[1], first)]
     moves = [Move(*both) for both in zip(sources, destinations, strict=True)]

@@ -15,8 +15,8 @@ from fixtures.cgroup import Cgroup
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import crowd
 from fixtures.kvm.device import Kvm
+from fixtures.kvm.many import many_tds
 from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
@@ -74,7 +74,7 @@ def test_never_has_two_hkids(
 
 @pytest.mark.tdx_finding("Q7", qemu=("11.1",), raises=(QmpGone,))
 def test_outlives_a_reset_when_no_hkid_is_free(hkids: Hkids, kvm: Kvm, qemu_tds: QemuTds) -> None:
-    crowd.initialized(kvm, hkids.free - 1)
+    many_tds(kvm, hkids.free - 1)
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     assert hkids.free == 0
     reset(td)

@@ -14,8 +14,9 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.output import TEXT, VALUE
 from fixtures.host.base import TdxHost
-from fixtures.kvm import abi, stages
-from fixtures.kvm.abi import PAGE_SIZE, Cap
+from fixtures.kvm import commands
+from fixtures.kvm.abi import PAGE_SIZE, Cap, Request
+from fixtures.kvm.defaults import default_params
 from fixtures.kvm.exits import FatalErrorExit, IoExit, ShutdownExit
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
@@ -76,7 +77,10 @@ def test_vcpus_at_once_count_each_for_itself_and_together_in_shared_private_memo
 ) -> None:
     rounds = 25
     built = launch("count", vcpus=2)
-    jobs = [built.worker.start(vcpu.run_port_call(VALUE, 2 * rounds)) for vcpu in built.vcpus]
+    jobs = [
+        built.worker.start(commands.run_port(vcpu.fd, vcpu.run_page().address, VALUE, 2 * rounds))
+        for vcpu in built.vcpus
+    ]
     told = [[output.value_of(found) for found in job.result()] for job in jobs]
     own = [[value for value in values if not value & COMMON] for values in told]
     assert own == [[index << 24 | step for step in range(1, rounds + 1)] for index in range(2)]
@@ -139,7 +143,7 @@ CALLS = ("gpaw", "vcpus", "max_vcpus", "index", "rcx", "attributes_high", "attri
 def test_guest_learns_from_the_module_how_its_td_was_made(launch: Launch) -> None:
     built = launch("calls", vcpus=2)
     told = dict(zip(CALLS, output.told(built.vcpus[1], len(CALLS)), strict=True))
-    attributes = stages.default_params(built.worker).attributes
+    attributes = default_params(built.worker).attributes
     assert told == {
         "gpaw": 48,
         "vcpus": 2,
@@ -163,34 +167,33 @@ def test_instructions_that_the_module_does_not_execute_come_back_as_ve(launch: L
 
 # whose its state is
 
-GET, SET = 2, 1
-STATE = {
-    "KVM_GET_REGS": abi.ioc(GET, abi.KVMIO, 0x81, 144),
-    "KVM_SET_REGS": abi.ioc(SET, abi.KVMIO, 0x82, 144),
-    "KVM_GET_SREGS": abi.ioc(GET, abi.KVMIO, 0x83, 312),
-    "KVM_SET_SREGS": abi.ioc(SET, abi.KVMIO, 0x84, 312),
-    "KVM_GET_SREGS2": abi.ioc(GET, abi.KVMIO, 0xCC, 320),
-    "KVM_SET_SREGS2": abi.ioc(SET, abi.KVMIO, 0xCD, 320),
-    "KVM_GET_FPU": abi.ioc(GET, abi.KVMIO, 0x8C, 416),
-    "KVM_SET_FPU": abi.ioc(SET, abi.KVMIO, 0x8D, 416),
-    "KVM_GET_LAPIC": abi.ioc(GET, abi.KVMIO, 0x8E, 1024),
-    "KVM_SET_LAPIC": abi.ioc(SET, abi.KVMIO, 0x8F, 1024),
-    "KVM_SET_GUEST_DEBUG": abi.ioc(SET, abi.KVMIO, 0x9B, 72),
-    "KVM_GET_DEBUGREGS": abi.ioc(GET, abi.KVMIO, 0xA1, 128),
-    "KVM_SET_DEBUGREGS": abi.ioc(SET, abi.KVMIO, 0xA2, 128),
-    "KVM_GET_XSAVE": abi.ioc(GET, abi.KVMIO, 0xA4, 4096),
-    "KVM_SET_XSAVE": abi.ioc(SET, abi.KVMIO, 0xA5, 4096),
-    "KVM_GET_XCRS": abi.ioc(GET, abi.KVMIO, 0xA6, 392),
-    "KVM_SET_XCRS": abi.ioc(SET, abi.KVMIO, 0xA7, 392),
-}
+STATE = (
+    Request.KVM_GET_REGS,
+    Request.KVM_SET_REGS,
+    Request.KVM_GET_SREGS,
+    Request.KVM_SET_SREGS,
+    Request.KVM_GET_SREGS2,
+    Request.KVM_SET_SREGS2,
+    Request.KVM_GET_FPU,
+    Request.KVM_SET_FPU,
+    Request.KVM_GET_LAPIC,
+    Request.KVM_SET_LAPIC,
+    Request.KVM_SET_GUEST_DEBUG,
+    Request.KVM_GET_DEBUGREGS,
+    Request.KVM_SET_DEBUGREGS,
+    Request.KVM_GET_XSAVE,
+    Request.KVM_SET_XSAVE,
+    Request.KVM_GET_XCRS,
+    Request.KVM_SET_XCRS,
+)
 
 
 def test_user_space_can_neither_see_nor_change_registers(launch: Launch, contract: Contract) -> None:
     (vcpu,) = launch("count").vcpus
     output.told(vcpu, 2)
-    for name, request in STATE.items():
+    for request in STATE:
         with refused(contract, Refusal.VCPU_STATE):
-            vcpu.ioctl(name, request, bytes(PAGE_SIZE))
+            vcpu.worker.call(commands.ioctl(vcpu.fd, request, bytes(PAGE_SIZE)))
     assert output.told(vcpu, 1) == [2]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 
 from e2e.launch import Launch
-from fixtures.agent import syscalls
 from fixtures.agent.call import SyscallResult
 from fixtures.agent.client import Job, Worker
 from fixtures.contracts.answers import refused
@@ -20,11 +19,12 @@ from fixtures.guests import output
 from fixtures.guests.running import Reached, halted, inside, interrupted, once, spin
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import abi
-from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm import abi, commands
+from fixtures.kvm.abi import PAGE_SIZE, Request
+from fixtures.kvm.build import Region
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import Exit, FatalErrorExit, InternalErrorExit, InterruptedExit, ShutdownExit
-from fixtures.kvm.handle import close_all
-from fixtures.kvm.stages import Region
+from fixtures.kvm.fd import close_all
 from fixtures.kvm.vcpu import Vcpu
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -98,7 +98,7 @@ def test_immediate_exit_keeps_kvm_run_from_entering(launch: Launch) -> None:
 
 def run(vcpu: Vcpu, reached: Reached) -> Job[SyscallResult]:
     """KVM_RUN in a thread that does not look at ``kvm_run`` afterwards, which may be unmapped by then."""
-    return once(vcpu, reached, lambda: vcpu.worker.start(syscalls.ioctl(vcpu.fd, abi.KVM_RUN)))
+    return once(vcpu, reached, lambda: vcpu.worker.start(commands.ioctl(vcpu.fd, Request.KVM_RUN)))
 
 
 def test_kvm_run_under_way_keeps_a_td_whose_fds_are_closed(
@@ -110,7 +110,7 @@ def test_kvm_run_under_way_keeps_a_td_whose_fds_are_closed(
     job = run(vcpu, halted)
     built.close()
     assert hkids.taken == 1
-    assert interrupted(job).errno == errno.EINTR
+    assert errno_of(lambda: interrupted(job)) == errno.EINTR
     assert_gone()
 
 
@@ -124,7 +124,7 @@ def test_guest_runs_on_when_the_fds_of_its_vm_and_vcpu_are_closed(
     close_all(vcpu, built.td)
     assert hkids.taken == 1
     assert not job.done()
-    assert interrupted(job).errno == errno.EINTR
+    assert errno_of(lambda: interrupted(job)) == errno.EINTR
     assert hkids.taken == 1
     built.close()
     assert_gone()
@@ -137,7 +137,7 @@ def test_guest_ends_when_its_memory_is_closed(hkids: Hkids, assert_gone: Check, 
     output.told(vcpu, 1)
     job = run(vcpu, inside)
     built.close()
-    assert job.result().errno == errno.EFAULT
+    assert errno_of(job.result) == errno.EFAULT
     assert_gone()
 
 

@@ -8,8 +8,8 @@ import pytest
 from e2e.launch import Launch
 from fixtures.guests import output
 from fixtures.guests.running import halted, once
+from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import InterruptedExit, ShutdownExit
-from fixtures.kvm.stages import Assembly
 from fixtures.kvm.vcpu import Vcpu
 
 VECTOR = 0x51

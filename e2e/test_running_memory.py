@@ -13,9 +13,9 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.running import inside, once
 from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import InterruptedExit, MapGpaExit, MemoryFaultExit
-from fixtures.kvm.requests import MemorySlot
-from fixtures.kvm.stages import Assembly, Region
+from fixtures.kvm.params import MemorySlot
 from fixtures.softseam.truth import Truth
 
 BASE = 0x100000

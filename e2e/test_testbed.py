@@ -16,9 +16,10 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.host.nested import NestedHost
 from fixtures.host.ssh import SshConnection, SshError
-from fixtures.kvm import abi, crowd, stages
+from fixtures.kvm import abi, build
+from fixtures.kvm.build import Assembly, Stage
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.stages import Assembly, Stage
+from fixtures.kvm.many import many_tds
 from fixtures.softseam import inject
 from fixtures.softseam.inject import Injection
 from fixtures.softseam.records import KeyState
@@ -71,7 +72,7 @@ def test_module_and_kernel_count_the_same_hkids(tdx_host: TdxHost, kvm: Kvm) -> 
         return cgroup.parse(charged, cgroup.RESOURCE), Truth(tdx_host.agent).state().hkids_in_use
 
     assert counts() == (0, 0)
-    tds = crowd.initialized(kvm, 3)
+    tds = many_tds(kvm, 3)
     assert counts() == (3, 3)
     tds[0].close()
     assert counts() == (2, 2)
@@ -89,7 +90,7 @@ def test_module_and_kernel_count_the_same_hkids(tdx_host: TdxHost, kvm: Kvm) -> 
 def test_module_knows_how_far_a_td_has_come(
     stage: Stage, op: str, vcpus: int, tdx_host: TdxHost, owner: Worker
 ) -> None:
-    with stages.at(stage, owner) as built:
+    with build.at(stage, owner) as built:
         module = Truth(tdx_host.agent).state()
         (td,) = module.tds
         (key,) = [key for key in module.keys if key.tdr is not None]
@@ -113,7 +114,7 @@ def test_module_owns_nothing_without_a_td(tdx_host: TdxHost, td_finalized: Assem
 def test_module_tells_the_life_of_an_hkid(tdx_host: TdxHost, kvm: Kvm) -> None:
     module = Truth(tdx_host.agent)
     seen = max((event.seq for event in module.history()), default=-1)
-    (td,) = crowd.initialized(kvm, 1)
+    (td,) = many_tds(kvm, 1)
     td.close()
     life = module.history(seen)
     configured = ["configure"] * tdx_host.facts.packages
@@ -157,7 +158,7 @@ def test_ssh_is_not_used_with_another_host_key(tdx_host: TdxHost) -> None:
 @pytest.mark.tdx_needs("snapshot", "misc-cgroup")
 def test_restored_host_is_the_host_before(tdx_host: TdxHost) -> None:
     with tdx_host.agent.spawn() as owner:
-        crowd.initialized(Kvm.open(owner), 1)
+        many_tds(Kvm.open(owner), 1)
         tdx_host.agent.write_file("/run/left-behind", "1", create=True)
         tdx_host.restore()
     assert not tdx_host.agent.exists("/run/left-behind")

@@ -11,11 +11,11 @@ from fixtures.agent.client import Worker
 from fixtures.contracts.answers import answers, refused
 from fixtures.contracts.promises import Contract, Promise, Refusal, Sizes
 from fixtures.host.base import TdxHost
-from fixtures.kvm import abi, requests, stages
+from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import Cap
+from fixtures.kvm.build import Assembly, Stage
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
-from fixtures.kvm.stages import Assembly, Stage
 from fixtures.kvm.td import Td
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.kvm.vm import Vm
@@ -56,8 +56,8 @@ def cpu1_offline(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> None:
 
 def create(vm: Vm, count: int) -> list[Vcpu]:
     """Create vCPUs with ids from 0 in one round trip; the process' end closes them."""
-    done = vm.worker.batch([requests.create_vcpu(vm.fd, ident) for ident in range(count)])
-    return [Vcpu(vm, done[ident], ident) for ident in range(count)]
+    done = vm.worker.batch([commands.create_vcpu(vm.fd, ident) for ident in range(count)])
+    return [Vcpu(vm.worker, done[ident], ident) for ident in range(count)]
 
 
 # what the limit is, and who is told
@@ -66,7 +66,7 @@ def create(vm: Vm, count: int) -> list[Vcpu]:
 def test_td_tells_its_own_limit_at_every_stage(owner: Worker, limit: int) -> None:
     told = {}
     for stage in STAGES:
-        with stages.at(stage, owner) as built:
+        with build.at(stage, owner) as built:
             told[stage.name] = built.td.check_extension(Cap.MAX_VCPUS)
     assert told == {stage.name: limit for stage in STAGES}
 
@@ -144,7 +144,7 @@ def test_two_at_once_do_not_both_get_the_last_place(
 ) -> None:
     create(td, limit - 1)
     jobs = [
-        td.worker.start(td.create_vcpu_call(ident, barrier=place))
+        td.worker.start(commands.create_vcpu(td.fd, ident, barrier=place))
         for ident, place in enumerate(tdx_host.agent.barrier(2), start=limit)
     ]
     refusals = [number for job in jobs if (number := errno_of(job.result))]
@@ -163,7 +163,7 @@ def only_without_the_capability(contract: Contract) -> None:
 def test_limit_of_a_td_cannot_be_changed_at_any_stage(owner: Worker, limit: int, contract: Contract) -> None:
     only_without_the_capability(contract)
     for stage in STAGES:
-        with stages.at(stage, owner) as built:
+        with build.at(stage, owner) as built:
             for asked in (0, 1, limit, limit + 1):
                 with refused(contract, Promise.CAP_LOWER):
                     built.td.enable_cap(Cap.MAX_VCPUS, asked)
@@ -255,7 +255,7 @@ def test_vcpu_after_finalize_vm_is_refused(td_finalized: Assembly, contract: Con
 def test_second_init_vm_is_refused_at_every_stage(owner: Worker, contract: Contract) -> None:
     for stage in STAGES:
         if stage >= Stage.INITIALIZED:
-            with stages.at(stage, owner) as built, refused(contract, Promise.INIT_TWICE):
+            with build.at(stage, owner) as built, refused(contract, Promise.INIT_TWICE):
                 built.td.init_vm()
 
 
@@ -280,4 +280,4 @@ def test_irqchip_can_be_split_after_a_vcpu_was_refused_for_it(kvm: Kvm, contract
 
 def test_td_has_no_irqchip_in_the_kernel(kvm: Kvm, contract: Contract) -> None:
     with kvm.create_td() as td, refused(contract, Refusal.CREATE_IRQCHIP):
-        td.ioctl("KVM_CREATE_IRQCHIP", abi.KVM_CREATE_IRQCHIP)
+        td.worker.call(commands.create_irqchip(td.fd))
