@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.agent.client import Worker
+from fixtures.guests.launch import Launch
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.softseam.truth import Truth

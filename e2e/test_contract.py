@@ -151,7 +151,7 @@ def test_td_whose_vcpus_came_first_runs_like_any_other(
     built = tdx_cleanup.enter_context(build.created(prober.worker))
     built.create_vcpus(2).init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
-    assert [output.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
+    assert [output.read_line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
 
 
 @pytest.mark.tdx_host(cpus=2)
@@ -174,7 +174,7 @@ def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     built.populate(Region.firmware(payloads["hello"])).finalize()
     prober.worker.call(syscalls.affinity([stays]))
     cpus.offline(goes)
-    assert output.line(built.vcpus[0]) == "hello from vCPU 0"
+    assert output.read_line(built.vcpus[0]) == "hello from vCPU 0"
 
 
 def test_context_of_a_td_is_not_copied(contract: Contract, prober: Prober, td: Td) -> None:

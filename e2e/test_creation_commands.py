@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 
-from e2e.launch import Launch
 from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
 from fixtures.kvm import abi, build, commands, cpuid
 from fixtures.kvm.abi import Cap, TdxCmdId

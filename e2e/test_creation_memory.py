@@ -10,12 +10,12 @@ from functools import partial
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.running import interrupted
 from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import PAGE_SIZE, unpack
@@ -208,7 +208,7 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
 def test_guest_finds_the_bytes_and_need_not_accept_them(launch: Launch) -> None:
     data = (0x12345678).to_bytes(4, "little")
     built = launch("accept", regions=[Region(BASE, PAGE_SIZE, data)])
-    assert output.told(built.vcpus[0], 2) == [ALREADY_ACCEPTED, 0x12345678]
+    assert output.numbers(built.vcpus[0], 2) == [ALREADY_ACCEPTED, 0x12345678]
 
 
 def test_source_may_change_afterwards(bench: Bench, payloads: Mapping[str, bytes]) -> None:
@@ -216,7 +216,7 @@ def test_source_may_change_afterwards(bench: Bench, payloads: Mapping[str, bytes
     bench.add()
     bench.source.write(0, b"\2")
     bench.built.populate(Region.firmware(payloads["accept"])).finalize()
-    assert output.told(bench.vcpu, 2) == [ALREADY_ACCEPTED, 1]
+    assert output.numbers(bench.vcpu, 2) == [ALREADY_ACCEPTED, 1]
 
 
 @pytest.mark.tdx_needs("ground-truth")

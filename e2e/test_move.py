@@ -17,12 +17,12 @@ from dataclasses import replace
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.agent import syscalls
 from fixtures.agent.call import batch_call
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.running import spin
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -55,7 +55,7 @@ def count(built: Assembly) -> list[int]:
     """Let each vCPU count once in its own and once in common memory, and leave it where it may be moved."""
     told = []
     for vcpu in built.vcpus:
-        told += output.told(vcpu, 2)
+        told += output.numbers(vcpu, 2)
         vcpu.complete()
     return told
 
@@ -77,7 +77,7 @@ def step(built: Assembly) -> int | str:
         built.td.set_memory_attributes(found.gpa, found.size, private=found.private)
         told: int | str = "private" if found.private else "shared"
     else:
-        told = output.value_of(found)
+        told = output.number_of(found)
     vcpu.complete()
     return told
 
@@ -121,14 +121,14 @@ def test_module_sees_nothing_but_vcpus_that_change_their_place(
 
 def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("interrupt")
-    assert output.told(source.vcpus[0], 2) == [1, READY]
+    assert output.numbers(source.vcpus[0], 2) == [1, READY]
     source.vcpus[0].complete()
     assert source.td.signal_msi(VECTOR) == 1
     destination = move_from(source, to=destination_of(source, tdx_cleanup))
-    assert output.value_of(destination.vcpus[0].run()) == 2
+    assert output.number_of(destination.vcpus[0].run()) == 2
     running = destination.vcpus[0].start()
     assert destination.td.signal_msi(VECTOR) == 1
-    assert output.value_of(running.result()) == 3
+    assert output.number_of(running.result()) == 3
 
 
 def test_memory_is_accepted_and_converted_as_if_nothing_had_happened(
@@ -430,7 +430,7 @@ def test_refused_moves_leave_both_as_they_were(launch: Launch, kvm: Kvm, tdx_cle
 
 def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("count")
-    output.told(source.vcpus[0], 2)
+    output.numbers(source.vcpus[0], 2)
     destination = destination_of(source, tdx_cleanup)
     assert errno_of(lambda: move_from(source, to=destination)) == errno.EBUSY
     source.vcpus[0].complete()

@@ -18,8 +18,8 @@ from fixtures.agent.child import Program
 from fixtures.agent.client import Worker
 from fixtures.deadline import until
 from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError, QmpGone
 from fixtures.qemu.td_command import SOCKETS, td_argv
 from fixtures.softseam.truth import Truth

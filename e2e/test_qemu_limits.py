@@ -18,13 +18,13 @@ from fixtures.cgroup import Cgroup
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
 from fixtures.guests.qemu_td import QemuTd, complaints
+from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import BooksDiffer, Hkids
 from fixtures.kvm import build
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QemuLaunchFailed, QmpError, QmpGone
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")

@@ -17,9 +17,9 @@ import pytest
 
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Move
 from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.qemu_tds import PLAIN, QemuTds
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError, QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
 
@@ -145,17 +145,6 @@ def test_outlives_cpr_exec_with_memory_in_files(target: str, hkids: Hkids, qemu_
 
 
 # not only TDs
-
-PLAIN: dict[str, Any] = {
-    "guest": None,
-    "accel": "tcg",
-    "cpu": "qemu64",
-    "machine": {"kernel-irqchip": None},
-    "firmware": "/usr/share/seabios/bios-256k.bin",
-    "movable": True,
-    "run": True,
-}
-"""A guest that any QEMU can run and move, on any host."""
 
 
 def resumes(td: QemuTd) -> bool:

@@ -14,10 +14,10 @@ import pytest
 
 from fixtures.agent.errors import RemoteOSError
 from fixtures.guests.qemu_td import complaints
+from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host import kvm_modules
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QemuLaunchFailed
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")

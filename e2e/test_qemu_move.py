@@ -14,19 +14,19 @@ from contextlib import ExitStack
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.moving import Destination, Move, moved
 from fixtures.guests.qemu_td import QemuTd
-from fixtures.guests.typed import answer, counts, joined, numbers, tell
+from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.typed import ask, await_answer, counts, joined, parse_counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth
 
@@ -77,7 +77,7 @@ def test_counts_on_without_a_lost_or_repeated_step(vcpus: int, hkids: Hkids, mov
     source.console.join(5)
     _, *lines, last = joined(source.console.since(0), destination.console.since(0))
     assert last == "stopped"
-    steps = [numbers(line) for line in lines]
+    steps = [parse_counts(line) for line in lines]
     assert [step[:2] for step in steps] == [[number, number] for number in range(1, len(steps) + 1)]
     assert all(before[2:] <= after[2:] for before, after in itertools.pairwise(steps))
     assert hkids.taken == 1
@@ -119,13 +119,13 @@ def test_module_sees_no_key_change_at_any_instant(movable_tds: QemuTds, truth: T
 def test_memory_is_converted_in_the_destination_as_if_nothing_had_happened(movable_tds: QemuTds) -> None:
     source = movable_tds.run()
     assert counts(source) == [1, 1]
-    assert tell(source, "p") == "private 0 0"
+    assert ask(source, "p") == "private 0 0"
     destination = moved_once(movable_tds, source)
-    assert tell(destination, "s") == "shared 0"
+    assert ask(destination, "s") == "shared 0"
     assert counts(destination) == [2, 1]
     again = moved_once(movable_tds, destination)
-    assert tell(again, "p") == "private 0 0"
-    assert tell(again, "m") == "accepted 16"
+    assert ask(again, "p") == "private 0 0"
+    assert ask(again, "m") == "accepted 16"
 
 
 # keys
@@ -205,7 +205,7 @@ def test_stop_and_cont_after_a_move(movable_tds: QemuTds) -> None:
     before = td.console.position
     td.console.send_line("c")
     td.execute("cont")
-    assert answer(td, "c", since=before) == "count 1 1"
+    assert await_answer(td, "c", since=before) == "count 1 1"
 
 
 def test_stopped_td_is_moved_and_stays_stopped(hkids: Hkids, movable_tds: QemuTds) -> None:
@@ -243,7 +243,7 @@ def test_moves_after_a_reset(hkids: Hkids, movable_tds: QemuTds) -> None:
     """Its VM and its private memory are not those that QEMU began with."""
     source = movable_tds.run()
     assert counts(source) == [1, 1]
-    assert tell(source, "r") == "ready, 1 vCPUs"
+    assert ask(source, "r") == "ready, 1 vCPUs"
     td = moved_once(movable_tds, source)
     assert counts(td) == AFTER_RESET
     assert hkids.taken == 1
@@ -270,9 +270,9 @@ def test_fatal_error_after_a_move_is_an_event(movable_tds: QemuTds) -> None:
 def test_beside_a_raw_td(hkids: Hkids, launch: Launch, movable_tds: QemuTds) -> None:
     raw = launch("count").vcpus[0]
     source = movable_tds.run()
-    assert (output.told(raw, 2), counts(source)) == ([1, 1 << 31 | 1], [1, 1])
+    assert (output.numbers(raw, 2), counts(source)) == ([1, 1 << 31 | 1], [1, 1])
     td = moved_once(movable_tds, source)
-    assert (output.told(raw, 2), counts(td)) == ([2, 1 << 31 | 2], [2, 2])
+    assert (output.numbers(raw, 2), counts(td)) == ([2, 1 << 31 | 2], [2, 2])
     assert hkids.taken == 2
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Move, moved
 from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.typed import counts
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import QMP
 

@@ -23,11 +23,11 @@ from fixtures.cgroup import Cgroup
 from fixtures.deadline import until
 from fixtures.guests.moving import Move, moved
 from fixtures.guests.qemu_td import QemuTd, complaints
-from fixtures.guests.typed import counts, tell
+from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.typed import ask, counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.paths import QEMU
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -120,14 +120,14 @@ def test_quote_in_flight(
     """Its answer would be written by the source, to memory that is the destination's by then."""
     service, end = quote_service
     source = movable_tds.run(**service)
-    assert tell(source, "q") == "quote 0"
-    assert tell(source, "w") == f"quote {IN_FLIGHT}"
+    assert ask(source, "q") == "quote 0"
+    assert ask(source, "w") == f"quote {IN_FLIGHT}"
     destination = movable_tds.destination(source)
     with pytest.raises(QmpError, match="waits for a quote cannot be migrated; requests in flight: 1"):
         Move(source, destination)
     assert_goes_on(source, 1, stopped=False)
     end()
-    until(lambda: tell(source, "w") != f"quote {IN_FLIGHT}", "the end of a request for a quote")
+    until(lambda: ask(source, "w") != f"quote {IN_FLIGHT}", "the end of a request for a quote")
     moved(source, destination)
     assert counts(destination) == [2, 2]
     assert hkids.taken == 1
@@ -142,11 +142,11 @@ def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
     destination = movable_tds.destination(source)
     destination.program.signal(signal.SIGSTOP)
     move = Move(source, destination)
-    assert tell(source, "q") == f"quote {RETRY}"
+    assert ask(source, "q") == f"quote {RETRY}"
     destination.program.signal(signal.SIGCONT)
     destination.connect()
     assert move.end() == "completed"
-    assert tell(destination, "q") == "quote 0"
+    assert ask(destination, "q") == "quote 0"
 
 
 # by the destination, before the source stops

@@ -13,11 +13,11 @@ import pytest
 
 from fixtures.cgroup import Cgroup
 from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth

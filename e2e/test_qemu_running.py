@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.deadline import Deadline
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.qemu_td import QemuTd
-from fixtures.guests.typed import counts, tell
+from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.typed import ask, counts
 from fixtures.host.hkids import Hkids
-from fixtures.plugin.qemu import QemuTds
 from fixtures.qemu.errors import QmpError
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -50,8 +50,8 @@ def test_memory_is_converted_there_and_back_and_private_memory_comes_back_empty(
     td = qemu_td_running
     assert counts(td) == [1, 1]
     for step in (2, 3):
-        assert tell(td, "p") == "private 0 0"
-        assert tell(td, "s") == "shared 0"
+        assert ask(td, "p") == "private 0 0"
+        assert ask(td, "s") == "shared 0"
         assert counts(td) == [step, 1]
 
 
@@ -114,7 +114,7 @@ def test_device_comes_and_is_listed_while_it_runs(qemu_td_running: QemuTd) -> No
 def test_guests_reset_starts_it_anew(letter: str, hkids: Hkids, qemu_td_running: QemuTd) -> None:
     td = qemu_td_running
     assert counts(td) == [1, 1]
-    assert tell(td, letter) == "ready, 1 vCPUs"
+    assert ask(td, letter) == "ready, 1 vCPUs"
     assert td.await_event("RESET")["data"] == {"guest": True, "reason": "guest-reset"}
     assert counts(td) == AFTER_RESET
     assert hkids.taken == 1
@@ -143,7 +143,7 @@ def test_beside_a_raw_td_each_counts_for_itself(hkids: Hkids, launch: Launch, qe
     raw = launch("count").vcpus[0]
     td = qemu_tds.run()
     for step in (1, 2, 3):
-        assert output.told(raw, 2) == [step, 1 << 31 | step]
+        assert output.numbers(raw, 2) == [step, 1 << 31 | step]
         assert counts(td) == [step, step]
     assert hkids.taken == 2
 

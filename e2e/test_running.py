@@ -7,11 +7,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.agent import syscalls
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.output import TEXT, VALUE
 from fixtures.host.base import TdxHost
 from fixtures.kvm import commands
@@ -32,7 +32,7 @@ GOOD = 0x600D
 
 def test_guest_prints(launch: Launch) -> None:
     built = launch("hello")
-    assert output.line(built.vcpus[0]) == "hello from vCPU 0"
+    assert output.read_line(built.vcpus[0]) == "hello from vCPU 0"
 
 
 def test_write_to_a_port_leaves_to_user_space_with_its_data(launch: Launch) -> None:
@@ -42,13 +42,13 @@ def test_write_to_a_port_leaves_to_user_space_with_its_data(launch: Launch) -> N
 
 
 def test_counter_in_private_memory_goes_on_without_a_lost_or_repeated_step(launch: Launch) -> None:
-    told = output.told(launch("count").vcpus[0], 100)
+    told = output.numbers(launch("count").vcpus[0], 100)
     assert told == [step | mark for step in range(1, 51) for mark in (0, COMMON)]
 
 
 def test_counters_of_two_tds_are_two(launch: Launch) -> None:
     first, second = launch("count").vcpus[0], launch("count").vcpus[0]
-    told = [output.told(vcpu, 2) for vcpu in (first, second, first, second)]
+    told = [output.numbers(vcpu, 2) for vcpu in (first, second, first, second)]
     assert told == [[1, COMMON | 1], [1, COMMON | 1], [2, COMMON | 2], [2, COMMON | 2]]
 
 
@@ -69,7 +69,7 @@ def test_each_run_enters_the_guest(launch: Launch, truth: Truth) -> None:
 
 def test_each_vcpu_knows_its_index(launch: Launch) -> None:
     built = launch("hello", vcpus=2)
-    assert [output.line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
+    assert [output.read_line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
 
 
 def test_vcpus_at_once_count_each_for_itself_and_together_in_shared_private_memory(
@@ -81,7 +81,7 @@ def test_vcpus_at_once_count_each_for_itself_and_together_in_shared_private_memo
         built.worker.start(commands.run_port(vcpu.fd, vcpu.run_page().address, VALUE, 2 * rounds))
         for vcpu in built.vcpus
     ]
-    told = [[output.value_of(found) for found in job.result()] for job in jobs]
+    told = [[output.number_of(found) for found in job.result()] for job in jobs]
     own = [[value for value in values if not value & COMMON] for values in told]
     assert own == [[index << 24 | step for step in range(1, rounds + 1)] for index in range(2)]
     common = [[value & ~COMMON for value in values if value & COMMON] for values in told]
@@ -91,7 +91,7 @@ def test_vcpus_at_once_count_each_for_itself_and_together_in_shared_private_memo
 
 def test_vcpu_may_run_in_another_thread_each_time(launch: Launch) -> None:
     vcpu = launch("count").vcpus[0]
-    told = [output.value_of(vcpu.start().result()) for _ in range(6)]
+    told = [output.number_of(vcpu.start().result()) for _ in range(6)]
     assert told == [1, COMMON | 1, 2, COMMON | 2, 3, COMMON | 3]
 
 
@@ -108,7 +108,7 @@ def test_vcpu_goes_from_cpu_to_cpu(launch: Launch) -> None:
     told = []
     for cpu in (0, 1, 0, 1):
         pin(vcpu, cpu)
-        told += output.told(vcpu, 2)
+        told += output.numbers(vcpu, 2)
     assert told[::2] == [1, 2, 3, 4]
 
 
@@ -127,11 +127,11 @@ def test_vcpu_goes_on_elsewhere_when_its_cpu_goes_offline(
 ) -> None:
     vcpu = launch("count").vcpus[0]
     pin(vcpu, 1)
-    told = output.told(vcpu, 2)
+    told = output.numbers(vcpu, 2)
     pin(vcpu, 0)
     tdx_host.agent.write_file(CPU1_ONLINE, "0")
     tdx_cleanup.callback(tdx_host.agent.write_file, CPU1_ONLINE, "1")
-    told += output.told(vcpu, 2)
+    told += output.numbers(vcpu, 2)
     assert told[::2] == [1, 2]
 
 
@@ -142,7 +142,7 @@ CALLS = ("gpaw", "vcpus", "max_vcpus", "index", "rcx", "attributes_high", "attri
 
 def test_guest_learns_from_the_module_how_its_td_was_made(launch: Launch) -> None:
     built = launch("calls", vcpus=2)
-    told = dict(zip(CALLS, output.told(built.vcpus[1], len(CALLS)), strict=True))
+    told = dict(zip(CALLS, output.numbers(built.vcpus[1], len(CALLS)), strict=True))
     attributes = default_params(built.worker).attributes
     assert told == {
         "gpaw": 48,
@@ -156,12 +156,12 @@ def test_guest_learns_from_the_module_how_its_td_was_made(launch: Launch) -> Non
 
 
 def test_guest_finds_the_number_that_init_vcpu_was_given(launch: Launch) -> None:
-    told = output.told(launch("calls", rcx=0x1234567).vcpus[0], len(CALLS))
+    told = output.numbers(launch("calls", rcx=0x1234567).vcpus[0], len(CALLS))
     assert dict(zip(CALLS, told, strict=True))["rcx"] == 0x1234567
 
 
 def test_instructions_that_the_module_does_not_execute_come_back_as_ve(launch: Launch) -> None:
-    told = output.told(launch("ve").vcpus[0], len(EXIT_REASONS) + 1)
+    told = output.numbers(launch("ve").vcpus[0], len(EXIT_REASONS) + 1)
     assert told == [*EXIT_REASONS.values(), GOOD]
 
 
@@ -190,11 +190,11 @@ STATE = (
 
 def test_user_space_can_neither_see_nor_change_registers(launch: Launch, contract: Contract) -> None:
     (vcpu,) = launch("count").vcpus
-    output.told(vcpu, 2)
+    output.numbers(vcpu, 2)
     for request in STATE:
         with refused(contract, Refusal.VCPU_STATE):
             vcpu.worker.call(commands.ioctl(vcpu.fd, request, bytes(PAGE_SIZE)))
-    assert output.told(vcpu, 1) == [2]
+    assert output.numbers(vcpu, 1) == [2]
 
 
 # how it ends

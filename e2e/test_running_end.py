@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.agent.call import SyscallResult
 from fixtures.agent.client import Job, Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.running import Reached, halted, inside, interrupted, once, spin
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -48,7 +48,7 @@ def test_sigkill_of_the_owner_ends_a_guest_that_halts(
     owner: Worker, assert_gone: Check, launch: Launch
 ) -> None:
     (vcpu,) = launch("interrupt").vcpus
-    output.told(vcpu, 2)
+    output.numbers(vcpu, 2)
     once(vcpu, halted, vcpu.start)
     owner.kill()
     assert owner.wait() == -signal.SIGKILL
@@ -56,7 +56,7 @@ def test_sigkill_of_the_owner_ends_a_guest_that_halts(
 
 
 def test_sigkill_of_the_owner_between_two_runs(owner: Worker, assert_gone: Check, launch: Launch) -> None:
-    output.told(launch("accept", regions=[Region(0x100000, PAGE_SIZE)]).vcpus[0], 2)
+    output.numbers(launch("accept", regions=[Region(0x100000, PAGE_SIZE)]).vcpus[0], 2)
     owner.kill()
     assert owner.wait() == -signal.SIGKILL
     assert_gone()
@@ -64,11 +64,11 @@ def test_sigkill_of_the_owner_between_two_runs(owner: Worker, assert_gone: Check
 
 def test_td_of_another_process_goes_on(tdx_host: TdxHost, owner: Worker, launch: Launch) -> None:
     (other,) = launch("count", owner=tdx_host.agent.spawn()).vcpus
-    assert output.told(other, 2)[0] == 1
+    assert output.numbers(other, 2)[0] == 1
     spin(launch("spin"))
     owner.kill()
     owner.wait()
-    assert output.told(other, 2)[0] == 2
+    assert output.numbers(other, 2)[0] == 2
 
 
 # by a signal
@@ -85,12 +85,12 @@ def test_signal_interrupts_kvm_run_and_the_guest_goes_on_afterwards(launch: Laun
 
 def test_immediate_exit_keeps_kvm_run_from_entering(launch: Launch) -> None:
     (vcpu,) = launch("count").vcpus
-    output.told(vcpu, 2)
+    output.numbers(vcpu, 2)
     page = vcpu.run_page()
     page.write(abi.Run.immediate_exit.offset, b"\1")
     assert isinstance(vcpu.run(), InterruptedExit)
     page.write(abi.Run.immediate_exit.offset, b"\0")
-    assert output.told(vcpu, 1) == [2]
+    assert output.numbers(vcpu, 1) == [2]
 
 
 # by closing its fds
@@ -106,7 +106,7 @@ def test_kvm_run_under_way_keeps_a_td_whose_fds_are_closed(
 ) -> None:
     built = launch("interrupt")
     (vcpu,) = built.vcpus
-    output.told(vcpu, 2)
+    output.numbers(vcpu, 2)
     job = run(vcpu, halted)
     built.close()
     assert hkids.taken == 1
@@ -119,7 +119,7 @@ def test_guest_runs_on_when_the_fds_of_its_vm_and_vcpu_are_closed(
 ) -> None:
     built = launch("spin")
     (vcpu,) = built.vcpus
-    output.told(vcpu, 1)
+    output.numbers(vcpu, 1)
     job = run(vcpu, inside)
     close_all(vcpu, built.td)
     assert hkids.taken == 1
@@ -134,7 +134,7 @@ def test_guest_ends_when_its_memory_is_closed(hkids: Hkids, assert_gone: Check, 
     """The guest_memfd's fd is what holds private memory; the memory slot does not."""
     built = launch("spin")
     (vcpu,) = built.vcpus
-    output.told(vcpu, 1)
+    output.numbers(vcpu, 1)
     job = run(vcpu, inside)
     built.close()
     assert errno_of(job.result) == errno.EFAULT
@@ -161,7 +161,7 @@ def test_guest_that_ended_leaves_nothing_behind(
 
 def test_vm_that_died_leaves_nothing_behind(assert_gone: Check, launch: Launch, contract: Contract) -> None:
     built = launch("pending", regions=[Region(0x100000, PAGE_SIZE)])
-    output.told(built.vcpus[0], 1)
+    output.numbers(built.vcpus[0], 1)
     with refused(contract, Refusal.RUN_PENDING_PAGE):
         built.vcpus[0].run()
     built.close()

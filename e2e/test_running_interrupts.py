@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.running import halted, once
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import InterruptedExit, ShutdownExit
@@ -19,7 +19,7 @@ GSI = 5
 
 def ready(vcpu: Vcpu) -> None:
     """Run the payload ``interrupt`` to where it waits; it has had one interrupt then, its own."""
-    assert output.told(vcpu, 2) == [1, READY]
+    assert output.numbers(vcpu, 2) == [1, READY]
 
 
 @pytest.fixture
@@ -31,27 +31,27 @@ def waiting(launch: Launch) -> Assembly:
 
 
 def test_guest_can_interrupt_itself(launch: Launch) -> None:
-    assert output.told(launch("interrupt").vcpus[0], 1) == [1]
+    assert output.numbers(launch("interrupt").vcpus[0], 1) == [1]
 
 
 def test_msi_wakes_a_guest_that_halts(waiting: Assembly) -> None:
     running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
     assert waiting.td.signal_msi(VECTOR) == 1
-    assert output.value_of(running.result()) == 2
+    assert output.number_of(running.result()) == 2
 
 
 def test_msi_that_comes_between_two_runs_is_there_at_the_next(waiting: Assembly) -> None:
     assert waiting.td.signal_msi(VECTOR) == 1
-    assert output.value_of(waiting.vcpus[0].run()) == 2
+    assert output.number_of(waiting.vcpus[0].run()) == 2
 
 
 def test_msis_that_come_before_the_guest_can_take_them_are_one(waiting: Assembly) -> None:
     for _ in range(3):
         waiting.td.signal_msi(VECTOR)
-    assert output.value_of(waiting.vcpus[0].run()) == 2
+    assert output.number_of(waiting.vcpus[0].run()) == 2
     running = waiting.vcpus[0].start()
     waiting.td.signal_msi(VECTOR)
-    assert output.value_of(running.result()) == 3
+    assert output.number_of(running.result()) == 3
 
 
 def test_no_msi_is_lost_and_none_comes_twice(waiting: Assembly) -> None:
@@ -59,7 +59,7 @@ def test_no_msi_is_lost_and_none_comes_twice(waiting: Assembly) -> None:
     for _ in range(20):
         running = waiting.vcpus[0].start()
         waiting.td.signal_msi(VECTOR)
-        told.append(output.value_of(running.result()))
+        told.append(output.number_of(running.result()))
     assert told == list(range(2, 22))
 
 
@@ -71,7 +71,7 @@ def test_msi_goes_to_the_vcpu_that_it_names(launch: Launch) -> None:
     built.td.signal_msi(VECTOR, dest=0)
     running = once(vcpu, halted, vcpu.start)
     built.td.signal_msi(VECTOR, dest=1)
-    assert output.value_of(running.result()) == 2
+    assert output.number_of(running.result()) == 2
 
 
 def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly) -> None:
@@ -79,7 +79,7 @@ def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly
     with waiting.td.irqfd(GSI) as eventfd:
         running = waiting.vcpus[0].start()
         eventfd.signal()
-        assert output.value_of(running.result()) == 2
+        assert output.number_of(running.result()) == 2
 
 
 def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None:
@@ -89,7 +89,7 @@ def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None
         eventfd.signal()
         running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
         waiting.td.signal_msi(VECTOR)
-        assert output.value_of(running.result()) == 2
+        assert output.number_of(running.result()) == 2
     running = waiting.vcpus[0].start()
     assert isinstance(running.stop(), InterruptedExit)
 
@@ -98,12 +98,12 @@ def test_guest_that_halts_stays_in_kvm_run_until_a_signal(waiting: Assembly) -> 
     running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
     assert isinstance(running.stop(), InterruptedExit)
     waiting.td.signal_msi(VECTOR)
-    assert output.value_of(waiting.vcpus[0].run()) == 2
+    assert output.number_of(waiting.vcpus[0].run()) == 2
 
 
 def test_nmi_reaches_the_guest(launch: Launch) -> None:
     """The payload has no IDT, so that any interrupt is a triple fault."""
     (vcpu,) = launch("count").vcpus
-    output.told(vcpu, 2)
+    output.numbers(vcpu, 2)
     vcpu.nmi()
     assert isinstance(vcpu.run(), ShutdownExit)

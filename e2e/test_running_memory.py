@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.guests.running import inside, once
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
@@ -36,12 +36,12 @@ def word(data: bytes) -> int:
 
 def test_accepted_page_is_zero_and_keeps_what_the_guest_writes(launch: Launch) -> None:
     vcpu = launch("accept", regions=ONE_PAGE).vcpus[0]
-    assert output.told(vcpu, 6) == [ACCEPTED, 0, ALREADY_ACCEPTED, 1, ALREADY_ACCEPTED, 2]
+    assert output.numbers(vcpu, 6) == [ACCEPTED, 0, ALREADY_ACCEPTED, 1, ALREADY_ACCEPTED, 2]
 
 
 def test_pages_are_accepted_one_by_one_and_all_are_zero(launch: Launch) -> None:
     vcpu = launch("memory", regions=MANY_PAGES).vcpus[0]
-    status_of_all, sum_of_all = output.told(vcpu, 2)
+    status_of_all, sum_of_all = output.numbers(vcpu, 2)
     assert (status_of_all, sum_of_all) == (ACCEPTED, 0)
 
 
@@ -51,7 +51,7 @@ def test_page_is_mapped_when_the_guest_accepts_it_and_not_before(launch: Launch,
     (td,) = truth.tds()
     before = truth.state().pages_of(td.tdr)["reg"]
     calls = truth.leaves()["TDH.MEM.PAGE.AUG"].calls
-    output.told(built.vcpus[0], 1)
+    output.numbers(built.vcpus[0], 1)
     assert truth.state().pages_of(td.tdr)["reg"] - before == PAGES
     assert truth.leaves()["TDH.MEM.PAGE.AUG"].calls - calls == PAGES
 
@@ -59,14 +59,14 @@ def test_page_is_mapped_when_the_guest_accepts_it_and_not_before(launch: Launch,
 def test_host_does_not_see_private_memory(launch: Launch) -> None:
     """What the process has mapped at the same place is other memory."""
     built = launch("accept", regions=ONE_PAGE)
-    output.told(built.vcpus[0], 4)
+    output.numbers(built.vcpus[0], 4)
     assert built.placed[-1].shared.read(0, PAGE_SIZE) == bytes(PAGE_SIZE)
 
 
 def test_reading_a_page_that_is_not_accepted_is_the_end_of_the_vm(launch: Launch, contract: Contract) -> None:
     built = launch("pending", regions=ONE_PAGE)
     vcpu = built.vcpus[0]
-    assert output.told(vcpu, 1) == [1]
+    assert output.numbers(vcpu, 1) == [1]
     with refused(contract, Refusal.RUN_PENDING_PAGE):
         vcpu.run()
     with refused(contract, Refusal.VM_DEAD):
@@ -84,7 +84,7 @@ def test_access_goes_on_when_user_space_puts_memory_there(launch: Launch) -> Non
     built = launch("accept")
     assert isinstance(built.vcpus[0].run(), MemoryFaultExit)
     built.place(*ONE_PAGE)
-    assert output.told(built.vcpus[0], 2) == [ACCEPTED, 0]
+    assert output.numbers(built.vcpus[0], 2) == [ACCEPTED, 0]
 
 
 # shared memory
@@ -94,7 +94,7 @@ def test_access_goes_on_when_user_space_puts_memory_there(launch: Launch) -> Non
 def sharing(launch: Launch) -> Assembly:
     """A guest that has asked for its first page to be shared."""
     built = launch("memory", regions=MANY_PAGES)
-    output.told(built.vcpus[0], 3)
+    output.numbers(built.vcpus[0], 3)
     found = built.vcpus[0].run()
     assert isinstance(found, MapGpaExit)
     assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, False)
@@ -109,25 +109,25 @@ def test_guest_and_host_see_each_others_writes_in_shared_memory(sharing: Assembl
     memory = sharing.placed[-1].shared
     share(sharing)
     memory.write(0, FROM_HOST.to_bytes(4, "little"))
-    assert output.told(sharing.vcpus[0], 2) == [0, FROM_HOST]
+    assert output.numbers(sharing.vcpus[0], 2) == [0, FROM_HOST]
     sharing.vcpus[0].run()
     assert word(memory.read(0, 4)) == FROM_GUEST
 
 
 def test_page_that_was_shared_is_private_again_and_zero(sharing: Assembly) -> None:
     share(sharing)
-    output.told(sharing.vcpus[0], 2)
+    output.numbers(sharing.vcpus[0], 2)
     found = sharing.vcpus[0].run()
     assert isinstance(found, MapGpaExit)
     assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
     share(sharing, private=True)
-    assert output.told(sharing.vcpus[0], 3) == [0, ACCEPTED, 0]
+    assert output.numbers(sharing.vcpus[0], 3) == [0, ACCEPTED, 0]
     assert word(sharing.placed[-1].shared.read(0, 4)) == FROM_GUEST
 
 
 def test_shared_access_to_memory_that_stayed_private_leaves_to_user_space(sharing: Assembly) -> None:
     vcpu = sharing.vcpus[0]
-    output.told(vcpu, 1)
+    output.numbers(vcpu, 1)
     for _ in range(2):
         found = vcpu.run()
         assert isinstance(found, MemoryFaultExit)
@@ -136,7 +136,7 @@ def test_shared_access_to_memory_that_stayed_private_leaves_to_user_space(sharin
 
 def test_private_access_to_memory_that_was_made_shared_leaves_to_user_space(launch: Launch) -> None:
     built = launch("accept", regions=ONE_PAGE)
-    output.told(built.vcpus[0], 2)
+    output.numbers(built.vcpus[0], 2)
     share(built)
     found = built.vcpus[0].run()
     assert isinstance(found, MemoryFaultExit)
@@ -177,9 +177,9 @@ def test_memory_that_was_taken_away_has_to_be_accepted_again_and_is_zero(
 ) -> None:
     built = launch("accept", regions=ONE_PAGE)
     vcpu = built.vcpus[0]
-    assert output.told(vcpu, 4) == [ACCEPTED, 0, ALREADY_ACCEPTED, 1]
+    assert output.numbers(vcpu, 4) == [ACCEPTED, 0, ALREADY_ACCEPTED, 1]
     take_away(built)
-    assert output.told(vcpu, 4) == [ACCEPTED, 0, ALREADY_ACCEPTED, 3]
+    assert output.numbers(vcpu, 4) == [ACCEPTED, 0, ALREADY_ACCEPTED, 3]
 
 
 @TAKEN_AWAY
@@ -188,9 +188,9 @@ def test_initial_memory_that_was_taken_away_comes_back_zero(
 ) -> None:
     built = launch("accept", regions=[Region(BASE, PAGE_SIZE, b"initial")])
     vcpu = built.vcpus[0]
-    assert output.told(vcpu, 2) == [ALREADY_ACCEPTED, word(b"initial")]
+    assert output.numbers(vcpu, 2) == [ALREADY_ACCEPTED, word(b"initial")]
     take_away(built)
-    assert output.told(vcpu, 2) == [ACCEPTED, 0]
+    assert output.numbers(vcpu, 2) == [ACCEPTED, 0]
 
 
 @pytest.mark.tdx_needs("ground-truth")
@@ -201,7 +201,7 @@ def test_memory_that_was_taken_away_is_no_longer_the_modules(
     built = launch("accept", regions=ONE_PAGE)
     (td,) = truth.tds()
     before = truth.state().pages_of(td.tdr)["reg"]
-    output.told(built.vcpus[0], 2)
+    output.numbers(built.vcpus[0], 2)
     assert truth.state().pages_of(td.tdr)["reg"] == before + 1
     take_away(built)
     assert truth.state().pages_of(td.tdr)["reg"] == before
@@ -211,7 +211,7 @@ def test_memory_is_taken_away_while_a_vcpu_is_in_the_guest(launch: Launch) -> No
     """The module lets go of a page only when no vCPU can still have it in its TLB: KVM has to kick them."""
     built = launch("spin", vcpus=2, regions=ONE_PAGE)
     spinning, other = built.vcpus
-    output.told(spinning, 1)
+    output.numbers(spinning, 1)
     running = once(spinning, inside, spinning.start)
     for _ in range(20):
         assert other.pre_fault(BASE, PAGE_SIZE) == 0
@@ -223,7 +223,7 @@ def test_memory_is_taken_away_while_a_vcpu_is_in_the_guest(launch: Launch) -> No
 def test_td_whose_code_is_taken_away_ends(launch: Launch, contract: Contract) -> None:
     """The next instruction is fetched from a page that nobody has accepted."""
     built = launch("count", regions=ONE_PAGE)
-    output.told(built.vcpus[0], 2)
+    output.numbers(built.vcpus[0], 2)
     built.memfds[0].punch_hole()
     with refused(contract, Refusal.RUN_PENDING_PAGE):
         built.vcpus[0].run()
@@ -232,7 +232,7 @@ def test_td_whose_code_is_taken_away_ends(launch: Launch, contract: Contract) ->
 def test_closing_a_guest_memfd_takes_its_memory_away(launch: Launch) -> None:
     built = launch("accept", regions=ONE_PAGE)
     vcpu = built.vcpus[0]
-    output.told(vcpu, 2)
+    output.numbers(vcpu, 2)
     built.memfds[-1].close()
     found = vcpu.run()
     assert isinstance(found, MemoryFaultExit)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from e2e.launch import Launch
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE, Cap, TdVmCall
