@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 
 from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
+from fixtures.agent import syscalls
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.errors import KernelSplat
@@ -192,7 +193,7 @@ def test_parameters_that_end_too_early_are_refused(td: Td, contract: Contract) -
     with Memory.map(td.worker, 2 * abi.PAGE_SIZE) as memory:
         start = abi.PAGE_SIZE - len(data) + 1
         memory.write(start, data)
-        td.worker.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE)
+        td.worker.call(syscalls.munmap(memory.address + abi.PAGE_SIZE, abi.PAGE_SIZE))
         altered = Overrides(data=memory.address + start)
         with refused(contract, Refusal.INIT_BAD_POINTER):
             td.worker.call(commands.init_vm(td.fd, InitVmParams(), altered=altered))

@@ -52,9 +52,9 @@ def fault(host: TdxHost, *injections: Injection) -> Iterator[None]:
 
     :raises HarnessError: it did not make the calls, so that the test shows nothing.
     """
-    with inject.armed(host.agent, *injections):
+    with inject.armed(host.agent.files, *injections):
         yield
-        left = inject.still_armed(host.agent)
+        left = inject.still_armed(host.agent.files)
     if left:
         raise HarnessError(f"the kernel never came to {left}")
 
@@ -274,7 +274,7 @@ def test_init_mem_region_that_waits_for_a_busy_module_can_be_interrupted(
     (vcpu,) = td_with_vcpus.place(region).vcpus
     module = Truth(tdx_host.agent)
     before = module.leaves()["TDH.MEM.PAGE.ADD"].errors
-    with inject.armed(tdx_host.agent, Injection("TDH.MEM.PAGE.ADD", count=1 << 31)):
+    with inject.armed(tdx_host.agent.files, Injection("TDH.MEM.PAGE.ADD", count=1 << 31)):
         adding = vcpu.worker.start(commands.init_mem_region(vcpu.fd, region.data, region.gpa))
         until(
             lambda: adding.done() or module.leaves()["TDH.MEM.PAGE.ADD"].errors >= before + 2,
@@ -336,9 +336,9 @@ LEAKED = r"HKID \d+ is leaked"
 @contextmanager
 def kernel_says(host: TdxHost, pattern: str) -> Iterator[None]:
     """The kernel's log gets a line in the block in which the pattern is found."""
-    seen = host.agent.kmsg()[-1].sequence
+    seen = host.agent.files.kmsg()[-1].sequence
     yield
-    lines = [record.text for record in host.agent.kmsg(seen)]
+    lines = [record.text for record in host.agent.files.kmsg(seen)]
     said = [line for line in lines if re.search(pattern, line)]
     assert said, f"nothing like {pattern!r} among {len(lines)} lines, the last of which is {lines[-1:]}"
 

@@ -490,7 +490,7 @@ GROWTH_KIB = 1024
 
 def unreclaimable(host: TdxHost) -> int:
     """KiB of kernel memory in slabs that nothing can shrink."""
-    for line in host.agent.read_text("/proc/meminfo").splitlines():
+    for line in host.agent.files.read_text("/proc/meminfo").splitlines():
         name, _, value = line.partition(":")
         if name == "SUnreclaim":
             return int(value.split()[0])

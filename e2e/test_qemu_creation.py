@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.agent.child import Program
+from fixtures.agent.child import HostProgram
 from fixtures.agent.client import Worker
 from fixtures.deadline import until
 from fixtures.guests.qemu_td import QemuTd
@@ -84,13 +84,13 @@ def test_sigkill_while_memory_is_added_frees_all(
 
 
 @contextmanager
-def starting(qemu_tds: QemuTds, owner: Worker, **changes: Any) -> Iterator[Program]:
+def starting(qemu_tds: QemuTds, owner: Worker, **changes: Any) -> Iterator[HostProgram]:
     """A QEMU on its way to ``prelaunch``, killed at the end."""
-    with Program(owner, td_argv(replace(qemu_tds.spec, **changes)), sockets=SOCKETS) as program:
+    with HostProgram(owner, td_argv(replace(qemu_tds.spec, **changes)), sockets=SOCKETS) as program:
         yield program
 
 
-def see(program: Program, condition: Callable[[], bool]) -> None:
+def see(program: HostProgram, condition: Callable[[], bool]) -> None:
     """Wait for a condition, which holds before the program could end."""
     until(lambda: condition() or not program.alive, "a step of QEMU's start", 20)
     assert program.alive

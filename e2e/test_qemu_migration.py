@@ -33,7 +33,7 @@ MODES = ("normal", "cpr-reboot", "cpr-exec")
 def target(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> str:
     """The URI of a file on the host to migrate to."""
     path = f"/tmp/tdx-e2e-{secrets.token_hex(4)}"
-    tdx_cleanup.callback(tdx_host.agent.run, "rm", "-f", path)
+    tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-f", path)
     return f"file:{path}"
 
 

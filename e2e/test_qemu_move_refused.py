@@ -107,7 +107,7 @@ def quote_service(
     """Something that takes requests for quotes and never answers: what a TD needs for it, and its end."""
     folder = f"/tmp/tdx-e2e-quotes-{owner.pid}"
     owner.call(syscalls.mkdir(folder, 0o700))
-    tdx_cleanup.callback(tdx_host.agent.run, "rm", "-rf", folder)
+    tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-rf", folder)
     fd = owner.call(syscalls.listen(f"{folder}/socket"))
     address = {"type": "unix", "path": f"{folder}/socket"}
     return {"guest": {"quote-generation-socket": address}}, lambda: owner.call(syscalls.close(fd))

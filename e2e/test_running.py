@@ -129,8 +129,8 @@ def test_vcpu_goes_on_elsewhere_when_its_cpu_goes_offline(
     pin(vcpu, 1)
     told = output.numbers(vcpu, 2)
     pin(vcpu, 0)
-    tdx_host.agent.write_file(CPU1_ONLINE, "0")
-    tdx_cleanup.callback(tdx_host.agent.write_file, CPU1_ONLINE, "1")
+    tdx_host.agent.files.write(CPU1_ONLINE, "0")
+    tdx_cleanup.callback(tdx_host.agent.files.write, CPU1_ONLINE, "1")
     told += output.numbers(vcpu, 2)
     assert told[::2] == [1, 2]
 

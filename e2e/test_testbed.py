@@ -39,7 +39,7 @@ def test_kvm_offers_tds(kvm: Kvm) -> None:
 @pytest.mark.tdx_needs("misc-cgroup")
 def test_capacity_is_what_the_firmware_left_for_tds(tdx_host: TdxHost) -> None:
     """The KeyIDs that the kernel found, one of which is the TDX module's own."""
-    found = [KEYID_RANGE.search(record.text) for record in tdx_host.agent.kmsg()]
+    found = [KEYID_RANGE.search(record.text) for record in tdx_host.agent.files.kmsg()]
     ranges = [(int(one[1]), int(one[2])) for one in found if one is not None]
     if not ranges:
         pytest.skip("the kernel's log no longer goes back to its boot; reboot the host")
@@ -68,7 +68,7 @@ def test_module_has_the_size_that_was_asked_for(tdx_host: TdxHost) -> None:
 @pytest.mark.tdx_needs("misc-cgroup")
 def test_module_and_kernel_count_the_same_hkids(tdx_host: TdxHost, kvm: Kvm) -> None:
     def counts() -> tuple[int, int]:
-        charged = tdx_host.agent.read_text(f"{cgroup.ROOT}/misc.current")
+        charged = tdx_host.agent.files.read_text(f"{cgroup.ROOT}/misc.current")
         return cgroup.parse(charged, cgroup.RESOURCE), Truth(tdx_host.agent).state().hkids_in_use
 
     assert counts() == (0, 0)
@@ -125,9 +125,9 @@ def test_module_tells_the_life_of_an_hkid(tdx_host: TdxHost, kvm: Kvm) -> None:
 @pytest.mark.tdx_needs("seamcall-fault-injection")
 def test_armed_fault_is_shown_and_gone_after_its_block(tdx_host: TdxHost) -> None:
     fault = Injection("TDH.MNG.CREATE", nth=2, count=3)
-    with inject.armed(tdx_host.agent, fault):
-        assert inject.still_armed(tdx_host.agent) == (fault,)
-    assert inject.still_armed(tdx_host.agent) == ()
+    with inject.armed(tdx_host.agent.files, fault):
+        assert inject.still_armed(tdx_host.agent.files) == (fault,)
+    assert inject.still_armed(tdx_host.agent.files) == ()
 
 
 # ways in
@@ -159,9 +159,9 @@ def test_ssh_is_not_used_with_another_host_key(tdx_host: TdxHost) -> None:
 def test_restored_host_is_the_host_before(tdx_host: TdxHost) -> None:
     with tdx_host.agent.spawn() as owner:
         many_tds(Kvm.open(owner), 1)
-        tdx_host.agent.write_file("/run/left-behind", "1", create=True)
+        tdx_host.agent.files.write("/run/left-behind", "1", create=True)
         tdx_host.restore()
-    assert not tdx_host.agent.exists("/run/left-behind")
+    assert not tdx_host.agent.files.exists("/run/left-behind")
     assert Hkids(tdx_host).in_use == 0
     boot_id = tdx_host.agent.call(syscalls.read_file("/proc/sys/kernel/random/boot_id")).decode().strip()
     assert boot_id == tdx_host.facts.boot_id

@@ -50,8 +50,8 @@ def td(td_initialized: Assembly) -> Td:
 @pytest.fixture
 def cpu1_offline(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> None:
     """One CPU of the host is present but not online."""
-    tdx_host.agent.write_file(CPU1_ONLINE, "0")
-    tdx_cleanup.callback(tdx_host.agent.write_file, CPU1_ONLINE, "1")
+    tdx_host.agent.files.write(CPU1_ONLINE, "0")
+    tdx_cleanup.callback(tdx_host.agent.files.write, CPU1_ONLINE, "1")
 
 
 def create(vm: Vm, count: int) -> list[Vcpu]:
