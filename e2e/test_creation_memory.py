@@ -21,14 +21,14 @@ from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import PAGE_SIZE, unpack
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.memory import Memory
-from fixtures.kvm.params import UNALTERED, Overrides
+from fixtures.kvm.params import UNALTERED, InitVmParams, Overrides
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
 BASE = 0x100000
 PAGES = 4
 PLAIN_SLOT = 0x40000000
-SHARED = 1 << 47
+SHARED = InitVmParams().shared_bit
 ALREADY_ACCEPTED = 0xB0A
 CHUNKS = PAGE_SIZE // 256
 """TDH.MR.EXTEND measures 256 bytes at a time."""

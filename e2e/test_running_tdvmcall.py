@@ -15,6 +15,7 @@ from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE, Cap, TdVmCall
 from fixtures.kvm.exits import Exit, FatalErrorExit, IoExit, MapGpaExit, MmioExit, TdVmCallExit
+from fixtures.kvm.params import InitVmParams
 
 SUCCESS = 0
 RETRY = 1
@@ -25,7 +26,7 @@ SUBFUNC_UNSUPPORTED = 1 << 63 | 3
 CPUID, HLT, IO, RDMSR, WRMSR, MMIO = 10, 12, 30, 31, 32, 48
 OUT, IN = 1, 0
 PORT = 0x510
-SHARED = 1 << 47
+SHARED = InitVmParams().shared_bit
 AREA = 0x40000000
 TWO_MIB = 1 << 21
 KVM_HC_UNKNOWN = 77
