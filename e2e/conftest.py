@@ -11,6 +11,7 @@ import pytest
 from fixtures.agent.client import Worker
 from fixtures.guests.launch import Launch
 from fixtures.host.base import Capability, TdxHost
+from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
 from fixtures.softseam.truth import Truth
 
@@ -19,6 +20,25 @@ from fixtures.softseam.truth import Truth
 def launch(owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]) -> Launch:
     """``launch("hello", vcpus=2)`` gives a TD that may run."""
     return Launch(owner, tdx_cleanup, payloads)
+
+
+OFFLINE_WARNS = pytest.mark.tdx_finding(
+    "F10", flavours=("proposed-debug",), splat=r"WARNING: arch/x86/virt/vmx/tdx/tdx\.c:\d+ at tdx_\w+\+"
+)
+"""Each CPU that goes offline shows it, so each test that uses ``hotplug`` has to."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "hotplug" in getattr(item, "fixturenames", ()):
+        item.add_marker(OFFLINE_WARNS)
+
+
+@pytest.fixture
+def hotplug(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Cpus:
+    """The host's CPUs, of which the test takes at least one offline; they are online again afterwards."""
+    found = Cpus.online_now(tdx_host.agent)
+    tdx_cleanup.callback(found.restore)
+    return found
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from functools import partial
 
 import pytest
 
+from e2e.findings import F2
 from e2e.mistakes import FEATURES, HLE, RTM, WAITPKG
 from fixtures.agent import syscalls
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
-from fixtures.errors import KernelSplat
+from fixtures.findings import shows
 from fixtures.kvm import abi, commands, cpuid
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.cpuid import CpuidEntry
@@ -238,7 +239,7 @@ def test_finalized_td_is_runnable_in_the_module(td_populated: Assembly, truth: T
     assert [td.op for td in truth.tds()] == ["runnable"]
 
 
-@pytest.mark.tdx_finding("F2", flavours=("upstream",), raises=(KernelSplat,))
+@pytest.mark.tdx_finding("F2", **F2)
 def test_finalize_without_an_initialized_vcpu_is_refused_without_a_warning(
     kvm: Kvm, contract: Contract
 ) -> None:
@@ -248,5 +249,5 @@ def test_finalize_without_an_initialized_vcpu_is_refused_without_a_warning(
             td.init_vm()
             for ident in range(vcpus):
                 td.create_vcpu(ident)
-            with refused(contract, Refusal.FINALIZE_NO_VCPU):
+            with shows("F2", match="EIO"), refused(contract, Refusal.FINALIZE_NO_VCPU):
                 td.finalize()

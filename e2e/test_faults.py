@@ -15,11 +15,13 @@ from contextlib import contextmanager
 import pytest
 from _pytest.mark import ParameterSet
 
+from e2e.findings import F2
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
 from fixtures.errors import HarnessError
+from fixtures.findings import shows
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
@@ -162,7 +164,11 @@ def test_entropy_that_is_short_for_a_moment_is_waited_for(
 
 
 @INJECTED
-@pytest.mark.tdx_finding("F3", flavours=("upstream",), raises=(AssertionError,))
+@pytest.mark.tdx_finding(
+    "F3",
+    flavours=("upstream",),
+    splat=r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+ at tdx_do_tdh_mng_key_config\+",
+)
 def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
     tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
@@ -171,7 +177,8 @@ def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
     with kvm.create_td() as td:
         with fault(tdx_host, Injection("TDH.MNG.KEY.CONFIG", code=inject.TDX_KEY_GENERATION_FAILED)):
             first = errno_of(lambda: td.init_vm(params))
-            assert first in (0, contract.errno(Refusal.INIT_NO_ENTROPY))
+            with shows("F3"):
+                assert first in (0, contract.errno(Refusal.INIT_NO_ENTROPY))
             if first:
                 assert hkids.taken == 0
                 td.init_vm(params)
@@ -179,7 +186,7 @@ def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
 
 
 @INJECTED
-@pytest.mark.tdx_finding("F4", flavours=("upstream",), raises=(AssertionError,))
+@pytest.mark.tdx_finding("F4", flavours=("upstream",))
 def test_init_vm_fails_when_the_tds_clock_cannot_be_read(
     tdx_host: TdxHost, kvm: Kvm, contract: Contract
 ) -> None:
@@ -187,6 +194,7 @@ def test_init_vm_fails_when_the_tds_clock_cannot_be_read(
     with (
         kvm.create_td() as td,
         fault(tdx_host, Injection("TDH.MNG.RD", code=BUSY)),
+        shows("F4", match="success"),
         refused(contract, Refusal.INIT_SEAMCALL),
     ):
         td.init_vm(params)
@@ -221,11 +229,15 @@ def test_init_vcpu_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
 
 @INJECTED
 @warns
-@pytest.mark.tdx_finding("F5", flavours=("upstream",), raises=(AssertionError,))
+@pytest.mark.tdx_finding("F5", flavours=("upstream",))
 def test_init_vcpu_whose_fields_cannot_be_written_fails(
     tdx_host: TdxHost, td_initialized: Assembly, contract: Contract
 ) -> None:
-    with fault(tdx_host, Injection("TDH.VP.WR", code=BUSY)), refused(contract, Refusal.INIT_VCPU_SEAMCALL):
+    with (
+        fault(tdx_host, Injection("TDH.VP.WR", code=BUSY)),
+        shows("F5", match="success"),
+        refused(contract, Refusal.INIT_VCPU_SEAMCALL),
+    ):
         td_initialized.add_vcpus()
     assert_dead(td_initialized, contract)
 
@@ -318,12 +330,12 @@ def test_finalize_vm_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
     assert hkids.taken == -1
 
 
-@pytest.mark.tdx_finding("F2", flavours=("upstream",), raises=(AssertionError,))
+@pytest.mark.tdx_finding("F2", **F2)
 def test_finalize_vm_without_a_vcpu_is_the_callers_mistake_and_no_bug(
     td_initialized: Assembly, contract: Contract
 ) -> None:
     """The TDX module refuses it (TDX_NO_VCPUS); neither a warning nor a dead VM is the right answer."""
-    with refused(contract, Refusal.FINALIZE_NO_VCPU):
+    with shows("F2", match="EIO"), refused(contract, Refusal.FINALIZE_NO_VCPU):
         td_initialized.td.finalize()
     td_initialized.add_vcpus().populate(Region.firmware(HALT)).finalize()
 
@@ -371,11 +383,12 @@ def test_hkid_that_cannot_be_freed_is_leaked_and_the_kernel_says_so(
 @INJECTED
 @warns
 @pytest.mark.tdx_leak_expected("the vCPU is still associated, so the TDX module keeps the TD's key")
-@pytest.mark.tdx_finding("F6", flavours=("upstream",), raises=(AssertionError,))
+@pytest.mark.tdx_finding("F6", flavours=("upstream",))
 def test_hkid_of_a_vcpu_that_cannot_be_flushed_is_leaked_and_the_kernel_says_so(
     tdx_host: TdxHost, td_with_vcpus: Assembly, hkids: Hkids
 ) -> None:
     with (
+        shows("F6", match="nothing like"),
         kernel_says(tdx_host, LEAKED),
         fault(tdx_host, Injection("TDH.VP.FLUSH", code=BUSY)),
     ):

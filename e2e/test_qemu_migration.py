@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.findings import shows
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Move
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import PLAIN, QemuTds
@@ -86,7 +87,7 @@ def test_cpr_transfer_is_refused_with_a_reason_and_it_goes_on(hkids: Hkids, qemu
 # with a clock that QEMU takes for migratable
 
 
-@pytest.mark.tdx_finding("Q6", qemu=("11.1",), raises=(QmpGone,))
+@pytest.mark.tdx_finding("Q6", qemu=("11.1",))
 @pytest.mark.parametrize("mode", MODES)
 def test_outlives_a_migration_that_nothing_blocks(
     mode: str, target: str, hkids: Hkids, qemu_tds: QemuTds
@@ -94,7 +95,7 @@ def test_outlives_a_migration_that_nothing_blocks(
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     choose(td, mode)
     # To refuse it is as good as to fail at it.
-    with suppress(QmpError):
+    with shows("Q6", QmpGone), suppress(QmpError):
         assert finish(td, uri=target) == "failed"
     assert td.status == "prelaunch"
     assert hkids.taken == 1
@@ -134,11 +135,11 @@ def test_cpr_transfer_of_memory_in_files_names_what_it_cannot_take(hkids: Hkids,
     assert hkids.taken == 1
 
 
-@pytest.mark.tdx_finding("Q6", qemu=("11.1",), raises=(QmpGone,))
+@pytest.mark.tdx_finding("Q6", qemu=("11.1",))
 def test_outlives_cpr_exec_with_memory_in_files(target: str, hkids: Hkids, qemu_tds: QemuTds) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK, movable=True)
     choose(td, "cpr-exec")
-    with suppress(QmpError):
+    with shows("Q6", QmpGone), suppress(QmpError):
         assert finish(td, uri=target) == "failed"
     assert td.status == "prelaunch"
     assert hkids.taken == 1
@@ -156,7 +157,7 @@ def resumes(td: QemuTd) -> bool:
     return True
 
 
-@pytest.mark.tdx_finding("Q9", qemu=("11.1",), raises=(AssertionError,))
+@pytest.mark.tdx_finding("Q9", qemu=("11.1",))
 def test_guest_whose_transfer_is_cancelled_runs_on_one_side_only(qemu_tds: QemuTds) -> None:
     """Cancelled when all is sent, before the destination has looked at it; both have the same memory."""
     source = qemu_tds.start(**PLAIN)
@@ -171,4 +172,5 @@ def test_guest_whose_transfer_is_cancelled_runs_on_one_side_only(qemu_tds: QemuT
     assert move.end() == "cancelled"
     assert resumes(source)
     destination.program.signal(signal.SIGCONT)
-    assert not resumes(destination)
+    with shows("Q9"):
+        assert not resumes(destination)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import pytest
 
 from fixtures.agent import syscalls
@@ -13,7 +11,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import TEXT, VALUE
-from fixtures.host.base import TdxHost
+from fixtures.host.cpus import Cpus
 from fixtures.kvm import commands
 from fixtures.kvm.abi import PAGE_SIZE, Cap, Request
 from fixtures.kvm.defaults import default_params
@@ -21,7 +19,6 @@ from fixtures.kvm.exits import FatalErrorExit, IoExit, ShutdownExit
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
-CPU1_ONLINE = "/sys/devices/system/cpu/cpu1/online"
 COMMON = 1 << 31
 EXIT_REASONS = {"hlt": 12, "in": 30, "rdmsr": 31, "cpuid": 10}
 GOOD = 0x600D
@@ -122,15 +119,12 @@ def test_module_associates_a_vcpu_with_the_cpu_that_runs_it(launch: Launch, trut
 
 
 @pytest.mark.tdx_needs("cpu-hotplug")
-def test_vcpu_goes_on_elsewhere_when_its_cpu_goes_offline(
-    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack
-) -> None:
+def test_vcpu_goes_on_elsewhere_when_its_cpu_goes_offline(launch: Launch, hotplug: Cpus) -> None:
     vcpu = launch("count").vcpus[0]
     pin(vcpu, 1)
     told = output.numbers(vcpu, 2)
     pin(vcpu, 0)
-    tdx_host.agent.files.write(CPU1_ONLINE, "0")
-    tdx_cleanup.callback(tdx_host.agent.files.write, CPU1_ONLINE, "1")
+    hotplug.offline(1)
     told += output.numbers(vcpu, 2)
     assert told[::2] == [1, 2]
 

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import pytest
 
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import answers, refused
 from fixtures.contracts.promises import Contract, Promise, Refusal, Sizes
 from fixtures.host.base import TdxHost
+from fixtures.host.cpus import Cpus
 from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.build import Assembly, Stage
@@ -20,8 +19,6 @@ from fixtures.kvm.td import Td
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.kvm.vm import Vm
 from fixtures.softseam.truth import Truth
-
-CPU1_ONLINE = "/sys/devices/system/cpu/cpu1/online"
 
 STAGES = [stage for stage in Stage if stage != Stage.NOTHING]
 one_and_two_packages = pytest.mark.parametrize(
@@ -48,10 +45,9 @@ def td(td_initialized: Assembly) -> Td:
 
 
 @pytest.fixture
-def cpu1_offline(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> None:
+def cpu1_offline(hotplug: Cpus) -> None:
     """One CPU of the host is present but not online."""
-    tdx_host.agent.files.write(CPU1_ONLINE, "0")
-    tdx_cleanup.callback(tdx_host.agent.files.write, CPU1_ONLINE, "1")
+    hotplug.offline(1)
 
 
 def create(vm: Vm, count: int) -> list[Vcpu]:

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How findings of FINDINGS.md that several tests meet show themselves outside of the tests' own lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+F1: dict[str, Any] = {
+    "flavours": ("upstream",),
+    "splat": r"WARNING: kernel/cgroup/misc\.c:\d+ at misc_cg_uncharge\+",
+    "ledger": rf"^cgroup \S+: 0 HKIDs in use before the test, {(1 << 64) - 1} after$",
+}
+F2: dict[str, Any] = {
+    "flavours": ("upstream",),
+    # The compiler may inline one into the other.
+    "splat": r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+ at tdx_(td_finalize|vm_ioctl)\+",
+}
