@@ -14,7 +14,6 @@ import pytest
 
 from fixtures.agent import syscalls
 from fixtures.contracts.answers import refused
-from fixtures.contracts.generations import CONTRACTS
 from fixtures.contracts.judge import Compliance, compliance
 from fixtures.contracts.probes import OK, Errno, NotVisible, Prober
 from fixtures.contracts.promises import Contract, Promise, Refusal, Size
@@ -30,11 +29,9 @@ from fixtures.kvm.abi import Cap
 from fixtures.kvm.build import Region
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.td import Td
+from images.kernel import flavours
 
 ROUNDS = 20
-
-OF_FLAVOURS = {"fixed": "upstream"} | {name: name for name in CONTRACTS}
-"""The contract of each flavour that we build."""
 
 
 @pytest.fixture
@@ -59,9 +56,10 @@ def test_promise(promise: Promise, contract: Contract, prober: Prober) -> None:
 
 def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, examination: Examination) -> None:
     flavour = tdx_host.facts.flavour
-    if flavour not in OF_FLAVOURS:
+    known = flavours.load()
+    if flavour not in known:
         pytest.skip(f"nobody says which contract the kernel {flavour or 'of this host'} is to have")
-    assert str(examination.detection) == OF_FLAVOURS[flavour]
+    assert str(examination.detection) == known[flavour].contract
 
 
 # vCPUs without an HKID

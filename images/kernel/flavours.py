@@ -19,6 +19,7 @@ class Flavour:
 
     :param patches: its own patches, in order; the hooks are not among them.
     :param kvm_unchanged: the build has to prove that KVM's sources are those of the base.
+    :param contract: the API contract that it has to keep, a name of fixtures/contracts.
     :param config: name of a configuration on top of the usual one, empty for none.
     """
 
@@ -26,6 +27,7 @@ class Flavour:
     summary: str
     patches: tuple[Path, ...]
     kvm_unchanged: bool
+    contract: str
     config: str = ""
 
     @property
@@ -51,7 +53,7 @@ def load(folder: Path = HERE) -> dict[str, Flavour]:
         raise BuildError(f"{path}: {error}") from error
     found = {}
     for name, table in tables.items():
-        unknown = set(table) - {"summary", "series", "kvm_unchanged", "config"}
+        unknown = set(table) - {"summary", "series", "kvm_unchanged", "contract", "config"}
         if unknown:
             raise BuildError(f"{path}: flavour {name}: unknown key {', '.join(sorted(unknown))}")
         patches: list[Path] = []
@@ -65,6 +67,7 @@ def load(folder: Path = HERE) -> dict[str, Flavour]:
             table.get("summary", ""),
             tuple(patches),
             bool(table.get("kvm_unchanged", False)),
+            table.get("contract", name),
             table.get("config", ""),
         )
     return found

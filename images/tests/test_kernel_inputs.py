@@ -199,7 +199,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _hash(**base: object) -> str:
-    flavour = flavours.Flavour("upstream", "", (), True)
+    flavour = flavours.Flavour("upstream", "", (), True, "upstream")
     return digest_inputs(build._inputs(flavour, {"version": "7.3.4", **base}))
 
 
@@ -227,7 +227,7 @@ def test_version_and_compiler_make_another_kernel(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_patch_hash_leaves_the_base_out(recipe: Path) -> None:
-    flavour = flavours.Flavour("upstream", "", (), True)
+    flavour = flavours.Flavour("upstream", "", (), True, "upstream")
     before = build.patch_hash(flavour)
     assert len(before) == 12
     (recipe / "fragment.config").write_text("CONFIG_B=y\n")
