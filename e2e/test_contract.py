@@ -19,10 +19,10 @@ from fixtures.contracts.probes import OK, Errno, NotVisible, Prober
 from fixtures.contracts.promises import Contract, Promise, Refusal, Size
 from fixtures.findings import shows
 from fixtures.guests import output
-from fixtures.host import examine
+from fixtures.host import contract_probe
 from fixtures.host.base import TdxHost
+from fixtures.host.contract_probe import Behaviour
 from fixtures.host.cpus import Cpus
-from fixtures.host.examine import Examination
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import Cap
@@ -37,7 +37,7 @@ ROUNDS = 20
 @pytest.fixture
 def prober(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Prober:
     """Probes in a process of their own."""
-    return tdx_cleanup.enter_context(examine.prober(tdx_host))
+    return tdx_cleanup.enter_context(contract_probe.probing(tdx_host))
 
 
 @pytest.mark.parametrize("promise", Promise, ids=lambda promise: promise.test_id)
@@ -54,12 +54,12 @@ def test_promise(promise: Promise, contract: Contract, prober: Prober) -> None:
     assert found is Compliance.KEPT, f"{promise}: {seen}; the contract {contract.name} wants {wanted}"
 
 
-def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, examination: Examination) -> None:
+def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, behaviour: Behaviour) -> None:
     flavour = tdx_host.facts.flavour
     known = flavours.load()
     if flavour not in known:
         pytest.skip(f"nobody says which contract the kernel {flavour or 'of this host'} is to have")
-    assert str(examination.detection) == known[flavour].contract
+    assert str(behaviour.detection) == known[flavour].contract
 
 
 # vCPUs without an HKID
