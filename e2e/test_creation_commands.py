@@ -22,6 +22,7 @@ from fixtures.kvm.device import Kvm
 from fixtures.kvm.fd import Fd
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import UNALTERED, Capabilities, Overrides
+from images.kernel import flavours
 
 OF_VM = (TdxCmdId.CAPABILITIES, TdxCmdId.INIT_VM, TdxCmdId.FINALIZE_VM)
 OF_VCPU = (TdxCmdId.INIT_VCPU, TdxCmdId.INIT_MEM_REGION, TdxCmdId.GET_CPUID)
@@ -151,6 +152,17 @@ def test_capabilities_are_the_same_at_every_stage(owner: Worker, capabilities: C
             assert built.td.capabilities() == capabilities, stage
 
 
+@pytest.fixture
+def our_kernel(tdx_host: TdxHost) -> None:
+    """Skip the test on kernels that we did not build: a newer one may rightly offer more than Linux 7.3.4."""
+    flavour = tdx_host.facts.flavour
+    if flavour not in flavours.load():
+        pytest.skip(
+            f"pins what Linux 7.3.4 offers, this kernel is {flavour or 'unknown'}; run with --tdx-flavour"
+        )
+
+
+@pytest.mark.usefixtures("our_kernel")
 def test_capabilities_offer_no_attribute_but_sept_ve_disable(capabilities: Capabilities) -> None:
     assert capabilities.attributes == abi.TDX_TD_ATTR_SEPT_VE_DISABLE
 
@@ -164,6 +176,7 @@ def test_capabilities_offer_the_whole_width_field_for_configuration(capabilities
     assert width.eax & 0xFF0000 == 0xFF0000
 
 
+@pytest.mark.usefixtures("our_kernel")
 def test_capabilities_offer_neither_tsx_nor_waitpkg(capabilities: Capabilities) -> None:
     features = [leaf for leaf in capabilities.cpuid if leaf.key == (FEATURES, 0)]
     assert features

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from e2e.findings import F2
 from fixtures.agent.client import Worker
@@ -65,15 +64,15 @@ def no_entropy(*leaves: str, times: int = RETRIES) -> tuple[Injection, ...]:
     return tuple(Injection(leaf, count=times, code=NO_ENTROPY) for leaf in leaves)
 
 
-def cases(codes: dict[str, tuple[int, ...]]) -> list[ParameterSet]:
-    """A test's parameters: each leaf (``TDH.MNG.ADDCX/2`` is its second call) with each code."""
-    found = []
+def each_failure(codes: dict[str, tuple[int, ...]]) -> pytest.MarkDecorator:
+    """Parametrize a test: each leaf (``TDH.MNG.ADDCX/2`` is its second call) with each completion code."""
+    found = {}
     for name, values in codes.items():
         leaf, _, nth = name.partition("/")
         for code in values:
-            injection = Injection(leaf, int(nth or 1), 1, code)
-            found.append(pytest.param(injection, id=f"{name.removeprefix('TDH.').lower()}-{NAMES[code]}"))
-    return found
+            ident = f"{name.removeprefix('TDH.').lower()}-{NAMES[code]}"
+            found[ident] = Injection(leaf, int(nth or 1), 1, code)
+    return pytest.mark.parametrize("failure", found.values(), ids=found)
 
 
 def assert_dead(built: Assembly, contract: Contract) -> None:
@@ -86,17 +85,14 @@ def assert_dead(built: Assembly, contract: Contract) -> None:
 
 @INJECTED
 @warns
-@pytest.mark.parametrize(
-    "failure",
-    cases(
-        {
-            "TDH.MNG.CREATE": (BUSY, INVALID, NOT_READY),
-            "TDH.MNG.KEY.CONFIG": (BUSY, NOT_READY),
-            "TDH.MNG.ADDCX": (BUSY, NOT_READY),
-            "TDH.MNG.ADDCX/3": (BUSY, NOT_READY),
-            "TDH.MNG.INIT": (BUSY, NOT_READY),
-        }
-    ),
+@each_failure(
+    {
+        "TDH.MNG.CREATE": (BUSY, INVALID, NOT_READY),
+        "TDH.MNG.KEY.CONFIG": (BUSY, NOT_READY),
+        "TDH.MNG.ADDCX": (BUSY, NOT_READY),
+        "TDH.MNG.ADDCX/3": (BUSY, NOT_READY),
+        "TDH.MNG.INIT": (BUSY, NOT_READY),
+    }
 )
 def test_init_vm_that_fails_holds_no_hkid_and_its_vm_is_dead(
     failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
@@ -205,16 +201,13 @@ def test_init_vm_fails_when_the_tds_clock_cannot_be_read(
 
 @INJECTED
 @warns
-@pytest.mark.parametrize(
-    "failure",
-    cases(
-        {
-            "TDH.VP.CREATE": (BUSY, NOT_READY),
-            "TDH.VP.ADDCX": (BUSY, NOT_READY),
-            "TDH.VP.ADDCX/2": (BUSY, NOT_READY),
-            "TDH.VP.INIT": (BUSY, NOT_READY),
-        }
-    ),
+@each_failure(
+    {
+        "TDH.VP.CREATE": (BUSY, NOT_READY),
+        "TDH.VP.ADDCX": (BUSY, NOT_READY),
+        "TDH.VP.ADDCX/2": (BUSY, NOT_READY),
+        "TDH.VP.INIT": (BUSY, NOT_READY),
+    }
 )
 def test_init_vcpu_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
     failure: Injection, tdx_host: TdxHost, td_initialized: Assembly, hkids: Hkids, contract: Contract
@@ -247,17 +240,14 @@ def test_init_vcpu_whose_fields_cannot_be_written_fails(
 
 @INJECTED
 @warns
-@pytest.mark.parametrize(
-    "failure",
-    cases(
-        {
-            "TDH.MEM.SEPT.ADD": (INVALID, NOT_READY),
-            "TDH.MEM.SEPT.ADD/2": (NOT_READY,),
-            "TDH.MEM.PAGE.ADD": (INVALID, NOT_READY),
-            "TDH.MR.EXTEND": (BUSY, NOT_READY),
-            "TDH.MR.EXTEND/16": (NOT_READY,),
-        }
-    ),
+@each_failure(
+    {
+        "TDH.MEM.SEPT.ADD": (INVALID, NOT_READY),
+        "TDH.MEM.SEPT.ADD/2": (NOT_READY,),
+        "TDH.MEM.PAGE.ADD": (INVALID, NOT_READY),
+        "TDH.MR.EXTEND": (BUSY, NOT_READY),
+        "TDH.MR.EXTEND/16": (NOT_READY,),
+    }
 )
 def test_init_mem_region_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
     failure: Injection, tdx_host: TdxHost, td_with_vcpus: Assembly, hkids: Hkids, contract: Contract
@@ -318,7 +308,7 @@ def test_finalize_vm_on_a_busy_module_can_be_tried_again(
 
 @INJECTED
 @warns
-@pytest.mark.parametrize("failure", cases({"TDH.MR.FINALIZE": (INVALID, NOT_READY)}))
+@each_failure({"TDH.MR.FINALIZE": (INVALID, NOT_READY)})
 def test_finalize_vm_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
     failure: Injection, tdx_host: TdxHost, td_populated: Assembly, hkids: Hkids, contract: Contract
 ) -> None:
@@ -358,15 +348,12 @@ def kernel_says(host: TdxHost, pattern: str) -> Iterator[None]:
 @INJECTED
 @warns
 @pytest.mark.tdx_leak_expected("KVM gives the HKID up when the TDX module does not take it back")
-@pytest.mark.parametrize(
-    "failure",
-    cases(
-        {
-            "TDH.MNG.VPFLUSHDONE": (BUSY, NOT_READY),
-            "TDH.PHYMEM.CACHE.WB": (BUSY, NOT_READY),
-            "TDH.MNG.KEY.FREEID": (BUSY, NOT_READY),
-        }
-    ),
+@each_failure(
+    {
+        "TDH.MNG.VPFLUSHDONE": (BUSY, NOT_READY),
+        "TDH.PHYMEM.CACHE.WB": (BUSY, NOT_READY),
+        "TDH.MNG.KEY.FREEID": (BUSY, NOT_READY),
+    }
 )
 def test_hkid_that_cannot_be_freed_is_leaked_and_the_kernel_says_so(
     failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
@@ -407,9 +394,7 @@ def test_interrupted_write_back_of_the_caches_is_resumed(tdx_host: TdxHost, kvm:
 @INJECTED
 @warns
 @pytest.mark.tdx_leak_expected("a page that the TDX module does not give back keeps the TD's root")
-@pytest.mark.parametrize(
-    "failure", cases({"TDH.PHYMEM.PAGE.RECLAIM": (BUSY,), "TDH.MEM.RANGE.BLOCK": (NOT_READY,)})
-)
+@each_failure({"TDH.PHYMEM.PAGE.RECLAIM": (BUSY,), "TDH.MEM.RANGE.BLOCK": (NOT_READY,)})
 def test_hkid_comes_back_though_a_page_does_not(
     failure: Injection, tdx_host: TdxHost, td_populated: Assembly, hkids: Hkids
 ) -> None:

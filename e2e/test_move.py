@@ -23,6 +23,7 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
+from fixtures.guests.output import COMMON, INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import spin
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -38,11 +39,8 @@ from fixtures.softseam.truth import Truth
 
 pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
 
-COMMON = 1 << 31
 MEMORY_STEPS = 9
 """The number of exits of the payload ``memory``: values, and requests to convert memory."""
-VECTOR = 0x51
-READY = 0x1000000
 SYS_KILL = 62
 
 
@@ -121,13 +119,13 @@ def test_module_sees_nothing_but_vcpus_that_change_their_place(
 
 def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_cleanup: ExitStack) -> None:
     source = launch("interrupt")
-    assert output.numbers(source.vcpus[0], 2) == [1, READY]
+    assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
     source.vcpus[0].complete()
-    assert source.td.signal_msi(VECTOR) == 1
+    assert source.td.signal_msi(INTERRUPT_VECTOR) == 1
     destination = move_from(source, to=destination_of(source, tdx_cleanup))
     assert output.number_of(destination.vcpus[0].run()) == 2
     running = destination.vcpus[0].start()
-    assert destination.td.signal_msi(VECTOR) == 1
+    assert destination.td.signal_msi(INTERRUPT_VECTOR) == 1
     assert output.number_of(running.result()) == 3
 
 

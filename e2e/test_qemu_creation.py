@@ -167,7 +167,7 @@ def test_td_lives_on_when_the_monitor_vanishes(hkids: Hkids, qemu_td: QemuTd) ->
 
 
 def test_unknown_command_is_refused_and_the_td_unharmed(hkids: Hkids, qemu_td: QemuTd) -> None:
-    with pytest.raises(QmpError, match="The command query-tdx has not been found"):
+    with pytest.raises(QmpError, match="query-tdx"):
         qemu_td.execute("query-tdx")
     assert qemu_td.status == "prelaunch"
     assert hkids.taken == 1

@@ -38,9 +38,9 @@ def failure(start: Callable[[], QemuTd]) -> tuple[int | None, tuple[str, ...]]:
     return caught.value.returncode, complaints(caught.value.output)
 
 
-def init_vm_fails(number: int) -> str:
-    """QEMU's words for a KVM_TDX_INIT_VM that fails before the module is asked."""
-    return f"TDX ioctl KVM_TDX_INIT_VM failed, hw_errors: 0x0: {os.strerror(number)}"
+def init_vm_failed(messages: tuple[str, ...], number: int) -> bool:
+    """Whether QEMU says that KVM_TDX_INIT_VM failed with an errno."""
+    return any("KVM_TDX_INIT_VM" in one and os.strerror(number) in one for one in messages)
 
 
 # HKIDs
@@ -54,7 +54,7 @@ def test_every_hkid_can_be_a_qemu_tds_and_one_more_is_refused(
     assert hkids.free == 0
     status, messages = failure(qemu_tds.start)
     assert status == 1
-    assert init_vm_fails(contract.errno(Refusal.INIT_NO_HKID)) in messages
+    assert init_vm_failed(messages, contract.errno(Refusal.INIT_NO_HKID)), messages
     assert hkids.in_use == hkids.capacity
     assert [td.status for td in tds] == ["prelaunch"] * len(tds)
     assert tds[0].quit() == 0
@@ -70,7 +70,8 @@ def test_the_last_hkid_beside_raw_tds_is_as_good_as_any(
     td = qemu_tds.start()
     assert hkids.free == 0
     status, messages = failure(qemu_tds.start)
-    assert (status, init_vm_fails(contract.errno(Refusal.INIT_NO_HKID)) in messages) == (1, True)
+    assert status == 1
+    assert init_vm_failed(messages, contract.errno(Refusal.INIT_NO_HKID)), messages
     assert td.quit() == 0
     assert hkids.free == 1
     assert len(raw) == hkids.in_use
@@ -90,7 +91,8 @@ def test_over_the_cgroups_limit_is_refused_with_another_error(
     td = qemu_tds.start(worker)
     assert tdx_cgroup.current == 1
     status, messages = failure(lambda: qemu_tds.start(worker))
-    assert (status, init_vm_fails(contract.errno(Refusal.INIT_CGROUP_MAX)) in messages) == (1, True)
+    assert status == 1
+    assert init_vm_failed(messages, contract.errno(Refusal.INIT_CGROUP_MAX)), messages
     assert tdx_cgroup.events_local == 1
     with shows("F1"):
         assert tdx_cgroup.current == 1
@@ -124,25 +126,20 @@ def test_as_many_vcpus_as_the_limit_allows(limit: int, qemu_tds: QemuTds) -> Non
     assert len(td.execute("query-cpus-fast")) == limit
 
 
+def assert_too_many(start: Callable[[], QemuTd], asked: int, limit: int) -> None:
+    """Require that QEMU refuses a number of vCPUs, and names it and the limit."""
+    status, messages = failure(start)
+    assert status == 1
+    assert any(f"({asked})" in one and f"({limit})" in one for one in messages), messages
+
+
 def test_one_vcpu_above_the_limit_is_refused(limit: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
-    assert failure(lambda: qemu_tds.start(smp=str(limit + 1))) == (
-        1,
-        (
-            f"-accel kvm: Number of SMP cpus requested ({limit + 1}) exceeds the maximum cpus supported by "
-            f"KVM ({limit})",
-        ),
-    )
+    assert_too_many(lambda: qemu_tds.start(smp=str(limit + 1)), limit + 1, limit)
     assert hkids.taken == 0
 
 
 def test_maxcpus_above_the_limit_is_refused(limit: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
-    assert failure(lambda: qemu_tds.start(smp=f"1,maxcpus={limit + 1}")) == (
-        1,
-        (
-            f"-accel kvm: Number of hotpluggable cpus requested ({limit + 1}) exceeds the maximum cpus "
-            f"supported by KVM ({limit})",
-        ),
-    )
+    assert_too_many(lambda: qemu_tds.start(smp=f"1,maxcpus={limit + 1}"), limit + 1, limit)
     assert hkids.taken == 0
 
 

@@ -7,7 +7,6 @@ there afterwards.  Sources: migration/options.c and migration/migration.c of QEM
 
 from __future__ import annotations
 
-import re
 import secrets
 import signal
 from contextlib import ExitStack, suppress
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from fixtures.findings import shows
-from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Move
+from fixtures.guests.moving import CAPABILITIES, OTHER_MODES, PAUSE, PAUSED, Move, set_mode
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import PLAIN, QemuTds
 from fixtures.host.base import TdxHost
@@ -26,8 +25,8 @@ from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
-INVTSC = "State blocked by non-migratable CPU device (invtsc flag)"
-MODES = ("normal", "cpr-reboot", "cpr-exec")
+INVTSC = "invtsc"
+"""Found in the reason for which no QEMU migrates a guest with such a clock."""
 
 
 @pytest.fixture
@@ -46,8 +45,7 @@ def channel(kind: str) -> dict[str, Any]:
 
 def choose(td: QemuTd, mode: str) -> None:
     """Set the migration's mode, and have its steps told as events."""
-    more = {"cpr_exec_command": ["/bin/false"]} if mode == "cpr-exec" else {}
-    td.execute("migrate-set-parameters", mode=mode, **more)
+    set_mode(td, mode)
     td.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
 
 
@@ -62,24 +60,23 @@ def finish(td: QemuTd, **to: Any) -> str:
 
 
 def test_says_why_it_cannot_be_migrated(qemu_td: QemuTd) -> None:
-    assert qemu_td.execute("query-migrate") == {"blocked-reasons": [INVTSC]}
+    (reason,) = qemu_td.execute("query-migrate")["blocked-reasons"]
+    assert INVTSC in reason
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", OTHER_MODES)
 def test_is_refused_with_a_reason_and_goes_on(mode: str, target: str, hkids: Hkids, qemu_td: QemuTd) -> None:
     choose(qemu_td, mode)
-    with pytest.raises(QmpError) as caught:
+    with pytest.raises(QmpError, match=INVTSC):
         qemu_td.execute("migrate", uri=target)
-    assert caught.value.desc == INVTSC
     assert qemu_td.status == "prelaunch"
     assert hkids.taken == 1
 
 
 def test_cpr_transfer_is_refused_with_a_reason_and_it_goes_on(hkids: Hkids, qemu_td: QemuTd) -> None:
     choose(qemu_td, "cpr-transfer")
-    with pytest.raises(QmpError) as caught:
+    with pytest.raises(QmpError, match=INVTSC):
         qemu_td.execute("migrate", channels=[channel("main"), channel("cpr")])
-    assert caught.value.desc
     assert qemu_td.status == "prelaunch"
     assert hkids.taken == 1
 
@@ -88,7 +85,7 @@ def test_cpr_transfer_is_refused_with_a_reason_and_it_goes_on(hkids: Hkids, qemu
 
 
 @pytest.mark.tdx_finding("Q6", qemu=("11.1",))
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", OTHER_MODES)
 def test_outlives_a_migration_that_nothing_blocks(
     mode: str, target: str, hkids: Hkids, qemu_tds: QemuTds
 ) -> None:
@@ -101,7 +98,7 @@ def test_outlives_a_migration_that_nothing_blocks(
     assert hkids.taken == 1
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", OTHER_MODES)
 def test_hkid_comes_back_however_the_migration_ends(
     mode: str, target: str, hkids: Hkids, qemu_tds: QemuTds
 ) -> None:
@@ -116,7 +113,7 @@ def test_hkid_comes_back_however_the_migration_ends(
 def test_cpr_transfer_names_the_memory_that_it_cannot_take(hkids: Hkids, qemu_tds: QemuTds) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     choose(td, "cpr-transfer")
-    with pytest.raises(QmpError, match=r"^QMP migrate: Memory region \S+ is not compatible with CPR\."):
+    with pytest.raises(QmpError, match=r"Memory region \S+ .*CPR"):
         td.execute("migrate", channels=[channel("main"), channel("cpr")])
     assert td.status == "prelaunch"
     assert hkids.taken == 1
@@ -126,11 +123,8 @@ def test_cpr_transfer_of_memory_in_files_names_what_it_cannot_take(hkids: Hkids,
     """With all that CPR asks for, it is the private memory that stays; on a kernel that moves TDs too."""
     td = qemu_tds.start(cpu=FIXED_CLOCK, movable=True)
     choose(td, "cpr-transfer")
-    with pytest.raises(QmpError) as caught:
+    with pytest.raises(QmpError, match=r"Memory region \S+ .*guest_memfd"):
         td.execute("migrate", channels=[channel("main"), channel("cpr")])
-    assert re.fullmatch(
-        r"Memory region \S+ uses guest_memfd, which is not supported with CPR\.", caught.value.desc
-    )
     assert td.status == "prelaunch"
     assert hkids.taken == 1
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Configurations that a real QEMU refuses for a TD: in which words, and that nothing is held.
+"""Configurations that a real QEMU refuses for a TD: with a reason, and no HKID is held.
 
-The words are those of QEMU 11.1 (target/i386/kvm/tdx.c, accel/kvm/kvm-all.c).
+Sources: target/i386/kvm/tdx.c and accel/kvm/kvm-all.c of QEMU 11.1.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,51 +26,29 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 @dataclass(frozen=True)
 class Mistake:
-    """A TD that cannot be.
+    """A configuration that cannot be a TD's.
 
-    :param messages: what QEMU says besides warnings, without its name.
-    :param changes: what is wrong in the usual TD.
+    :param reason: found in QEMU's messages (:func:`re.search`): the part that names the mistake.
+    :param changes: the difference from the usual TD.
     """
 
     name: str
-    messages: tuple[str, ...]
+    reason: str
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-INIT_FAILED = "-accel kvm: failed to initialize kvm: Invalid argument"
-NO_METADATA = ("Cannot find TDX_METADATA_OFFSET_GUID", "failed to parse TDVF for TDX VM")
 SEABIOS = "/usr/share/seabios/bios-256k.bin"
 
 MISTAKES = (
-    Mistake("no-firmware", NO_METADATA, {"firmware": ""}),
-    Mistake("firmware-without-metadata", NO_METADATA, {"firmware": SEABIOS}),
-    Mistake("smm", ("-accel kvm: TDX VM doesn't support SMM", INIT_FAILED), {"machine": {"smm": "on"}}),
-    Mistake("pic", ("-accel kvm: TDX VM doesn't support PIC", INIT_FAILED), {"machine": {"pic": "on"}}),
-    Mistake(
-        "irqchip-in-the-kernel",
-        ("-accel kvm: TDX VM requires kernel_irqchip to be split", INIT_FAILED),
-        {"machine": {"kernel-irqchip": "on"}},
-    ),
-    Mistake(
-        "named-cpu-model",
-        ("Named cpu model is not supported for TDX yet!",),
-        {"cpu": "SapphireRapids"},
-    ),
-    Mistake(
-        "mrconfigid-too-short",
-        ("TDX 'mrconfigid' sha384 digest was 3 bytes, expected 48 bytes",),
-        {"guest": {"mrconfigid": "AAAA"}},
-    ),
-    Mistake(
-        "mrconfigid-no-base64",
-        ("Base64 data contains invalid characters",),
-        {"guest": {"mrconfigid": "!"}},
-    ),
-    Mistake(
-        "attributes-not-offered",
-        ("Invalid attributes 0x1 for TDX VM (KVM supported: 0x10000000)",),
-        {"guest": {"attributes": "1"}},
-    ),
+    Mistake("no-firmware", "TDX_METADATA_OFFSET_GUID", {"firmware": ""}),
+    Mistake("firmware-without-metadata", "TDX_METADATA_OFFSET_GUID", {"firmware": SEABIOS}),
+    Mistake("smm", r"TDX.*\bSMM\b", {"machine": {"smm": "on"}}),
+    Mistake("pic", r"TDX.*\bPIC\b", {"machine": {"pic": "on"}}),
+    Mistake("irqchip-in-the-kernel", "irqchip.*split", {"machine": {"kernel-irqchip": "on"}}),
+    Mistake("named-cpu-model", r"(?i)cpu model.*\bTDX\b", {"cpu": "SapphireRapids"}),
+    Mistake("mrconfigid-too-short", r"mrconfigid.*\b48\b", {"guest": {"mrconfigid": "AAAA"}}),
+    Mistake("mrconfigid-no-base64", "(?i)base64", {"guest": {"mrconfigid": "!"}}),
+    Mistake("attributes-not-offered", r"attributes 0x1\b", {"guest": {"attributes": "1"}}),
 )
 
 
@@ -77,7 +56,8 @@ MISTAKES = (
 def test_refused_with_a_reason_and_nothing_held(mistake: Mistake, hkids: Hkids, qemu_tds: QemuTds) -> None:
     with pytest.raises(QemuLaunchFailed) as caught:
         qemu_tds.start(**mistake.changes)
-    assert complaints(caught.value.output) == mistake.messages
+    said = "\n".join(complaints(caught.value.output))
+    assert re.search(mistake.reason, said), said
     assert caught.value.returncode == 1
     assert hkids.taken == 0
 
@@ -88,7 +68,8 @@ def test_host_whose_kvm_has_no_tdx_is_told_so(tdx_host: TdxHost, qemu_tds: QemuT
     kvm_modules.reload(tdx_host.agent, parameters="tdx=0 nested=0")
     with pytest.raises(QemuLaunchFailed) as caught:
         qemu_tds.start()
-    assert complaints(caught.value.output) == ("-accel kvm: vm-type TDX not supported by KVM",)
+    said = "\n".join(complaints(caught.value.output))
+    assert re.search("TDX.*not supported", said), said
     assert caught.value.returncode == 1
 
 

@@ -69,8 +69,8 @@ def proceed(source: QemuTd) -> None:
     source.execute("migrate-continue", state=PAUSED)
 
 
-def assert_goes_on(td: QemuTd, hkids: Hkids) -> None:
-    """It has the TD, which has lost nothing."""
+def assert_has_lost_nothing(td: QemuTd, hkids: Hkids) -> None:
+    """Require that this QEMU has the TD, and that the TD has lost no step and no HKID."""
     assert counts(td) == [2, 2]
     assert td.status == "running"
     assert hkids.taken == 1
@@ -99,7 +99,7 @@ def test_source_killed_during_takes_its_td_along(half_way: Move, hkids: Hkids) -
 def test_source_killed_after_does_not_matter(source: QemuTd, destination: Destination, hkids: Hkids) -> None:
     moved(source, destination)
     kill(source)
-    assert_goes_on(destination, hkids)
+    assert_has_lost_nothing(destination, hkids)
 
 
 def test_source_killed_before_the_destination_looked(
@@ -125,7 +125,7 @@ def test_destination_killed_before_is_not_found(
     kill(destination)
     with pytest.raises(QmpError, match="Connection refused"):
         Move(source, destination)
-    assert_goes_on(source, hkids)
+    assert_has_lost_nothing(source, hkids)
 
 
 def test_destination_killed_before_it_looked(source: QemuTd, destination: Destination, hkids: Hkids) -> None:
@@ -134,14 +134,14 @@ def test_destination_killed_before_it_looked(source: QemuTd, destination: Destin
     move = Move(source, destination)
     kill(destination)
     assert move.end() == "failed"
-    assert_goes_on(source, hkids)
+    assert_has_lost_nothing(source, hkids)
 
 
 def test_destination_killed_during_leaves_the_td_where_it_was(half_way: Move, hkids: Hkids) -> None:
     kill(half_way.destination)
     proceed(half_way.source)
     assert half_way.end() == "failed"
-    assert_goes_on(half_way.source, hkids)
+    assert_has_lost_nothing(half_way.source, hkids)
 
 
 def test_destination_killed_after_takes_the_td_along(
@@ -164,7 +164,7 @@ def test_cancelled_before_the_destination_looked(
     move = Move(source, destination)
     source.execute("migrate_cancel")
     assert move.end() == "cancelled"
-    assert_goes_on(source, hkids)
+    assert_has_lost_nothing(source, hkids)
     destination.program.signal(signal.SIGCONT)
     destination.connect()
     assert destination.quit() == 0
@@ -177,7 +177,7 @@ def test_cancelled_half_way(half_way: Move, hkids: Hkids, movable_tds: QemuTds) 
     assert half_way.end() == "cancelled"
     assert half_way.destination.wait() == 1
     assert "load of migration failed" in half_way.destination.output
-    assert_goes_on(source, hkids)
+    assert_has_lost_nothing(source, hkids)
     again = moved(source, movable_tds.destination(source))
     assert counts(again) == [3, 3]
     assert hkids.taken == 1
@@ -194,7 +194,7 @@ def test_cancelled_when_all_is_sent(half_way: Move, hkids: Hkids) -> None:
     half_way.destination.program.signal(signal.SIGCONT)
     assert half_way.destination.wait() == 1
     assert "the source does not let the guest go" in half_way.destination.output
-    assert_goes_on(half_way.source, hkids)
+    assert_has_lost_nothing(half_way.source, hkids)
 
 
 def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: QemuTds) -> None:
@@ -231,7 +231,7 @@ def test_monitor_of_the_source_vanishes(half_way: Move, hkids: Hkids) -> None:
     half_way.source.program.hang_up(QMP)
     destination = half_way.destination
     destination.await_event("RESUME")
-    assert_goes_on(destination, hkids)
+    assert_has_lost_nothing(destination, hkids)
     kill(half_way.source)
     assert hkids.taken == 1
 

@@ -10,7 +10,7 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
-from fixtures.guests.output import TEXT, VALUE
+from fixtures.guests.output import COMMON, TEXT, VALUE
 from fixtures.host.cpus import Cpus
 from fixtures.kvm import commands
 from fixtures.kvm.abi import PAGE_SIZE, Cap, Request
@@ -19,7 +19,6 @@ from fixtures.kvm.exits import FatalErrorExit, IoExit, ShutdownExit
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
-COMMON = 1 << 31
 EXIT_REASONS = {"hlt": 12, "in": 30, "rdmsr": 31, "cpuid": 10}
 GOOD = 0x600D
 

@@ -7,19 +7,18 @@ import pytest
 
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
+from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import InterruptedExit, ShutdownExit
 from fixtures.kvm.vcpu import Vcpu
 
-VECTOR = 0x51
-READY = 0x1000000
 GSI = 5
 
 
 def ready(vcpu: Vcpu) -> None:
     """Run the payload ``interrupt`` to where it waits; it has had one interrupt then, its own."""
-    assert output.numbers(vcpu, 2) == [1, READY]
+    assert output.numbers(vcpu, 2) == [1, INTERRUPTS_READY]
 
 
 @pytest.fixture
@@ -36,21 +35,21 @@ def test_guest_can_interrupt_itself(launch: Launch) -> None:
 
 def test_msi_wakes_a_guest_that_halts(waiting: Assembly) -> None:
     running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
-    assert waiting.td.signal_msi(VECTOR) == 1
+    assert waiting.td.signal_msi(INTERRUPT_VECTOR) == 1
     assert output.number_of(running.result()) == 2
 
 
 def test_msi_that_comes_between_two_runs_is_there_at_the_next(waiting: Assembly) -> None:
-    assert waiting.td.signal_msi(VECTOR) == 1
+    assert waiting.td.signal_msi(INTERRUPT_VECTOR) == 1
     assert output.number_of(waiting.vcpus[0].run()) == 2
 
 
 def test_msis_that_come_before_the_guest_can_take_them_are_one(waiting: Assembly) -> None:
     for _ in range(3):
-        waiting.td.signal_msi(VECTOR)
+        waiting.td.signal_msi(INTERRUPT_VECTOR)
     assert output.number_of(waiting.vcpus[0].run()) == 2
     running = waiting.vcpus[0].start()
-    waiting.td.signal_msi(VECTOR)
+    waiting.td.signal_msi(INTERRUPT_VECTOR)
     assert output.number_of(running.result()) == 3
 
 
@@ -58,7 +57,7 @@ def test_no_msi_is_lost_and_none_comes_twice(waiting: Assembly) -> None:
     told = []
     for _ in range(20):
         running = waiting.vcpus[0].start()
-        waiting.td.signal_msi(VECTOR)
+        waiting.td.signal_msi(INTERRUPT_VECTOR)
         told.append(output.number_of(running.result()))
     assert told == list(range(2, 22))
 
@@ -68,14 +67,14 @@ def test_msi_goes_to_the_vcpu_that_it_names(launch: Launch) -> None:
     vcpu = built.vcpus[1]
     ready(vcpu)
     # Between two runs: if it came here, the next run would return with it instead of halting.
-    built.td.signal_msi(VECTOR, dest=0)
+    built.td.signal_msi(INTERRUPT_VECTOR, dest=0)
     running = once(vcpu, halted, vcpu.start)
-    built.td.signal_msi(VECTOR, dest=1)
+    built.td.signal_msi(INTERRUPT_VECTOR, dest=1)
     assert output.number_of(running.result()) == 2
 
 
 def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly) -> None:
-    waiting.td.set_msi_routes({GSI: (VECTOR, 0)})
+    waiting.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
     with waiting.td.irqfd(GSI) as eventfd:
         running = waiting.vcpus[0].start()
         eventfd.signal()
@@ -83,12 +82,12 @@ def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly
 
 
 def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None:
-    waiting.td.set_msi_routes({GSI: (VECTOR, 0)})
+    waiting.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
     with waiting.td.irqfd(GSI) as eventfd:
         eventfd.deassign()
         eventfd.signal()
         running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
-        waiting.td.signal_msi(VECTOR)
+        waiting.td.signal_msi(INTERRUPT_VECTOR)
         assert output.number_of(running.result()) == 2
     running = waiting.vcpus[0].start()
     assert isinstance(running.stop(), InterruptedExit)
@@ -97,7 +96,7 @@ def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None
 def test_guest_that_halts_stays_in_kvm_run_until_a_signal(waiting: Assembly) -> None:
     running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
     assert isinstance(running.stop(), InterruptedExit)
-    waiting.td.signal_msi(VECTOR)
+    waiting.td.signal_msi(INTERRUPT_VECTOR)
     assert output.number_of(waiting.vcpus[0].run()) == 2
 
 
