@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What several subjects share: TDs that execute a payload, and the proof that a TD is gone."""
+"""Fixtures that several subjects share: TDs that run a payload, CPU hotplug, a check that TDs are gone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fixtures.softseam.truth import Truth
 
 @pytest.fixture
 def launch(owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]) -> Launch:
-    """``launch("hello", vcpus=2)`` gives a TD that may run."""
+    """A function that makes TDs: ``launch("hello", vcpus=2)`` returns a finalized one."""
     return Launch(owner, tdx_cleanup, payloads)
 
 
@@ -43,14 +43,14 @@ def hotplug(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Cpus:
 
 @pytest.fixture
 def truth(tdx_host: TdxHost) -> Truth:
-    """What the TDX module knows; the test needs ``ground-truth``."""
+    """The TDX module's own tables; the test needs ``ground-truth``."""
     return Truth(tdx_host.agent)
 
 
 @pytest.fixture
 def assert_gone(tdx_host: TdxHost, hkids: Hkids) -> Callable[[], None]:
-    """Asserts that no TD is left of those made since the test began: neither its HKID nor, where that can be
-    told, a page of it in the TDX module.
+    """A function that asserts that every TD made since the test began is gone: its HKID, and, where the TDX
+    module's tables can be read, its pages.
     """
     told = Capability.GROUND_TRUTH in tdx_host.capabilities
 

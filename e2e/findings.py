@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How findings of FINDINGS.md that several tests meet show themselves outside of the tests' own lines."""
+"""Splats and ledger lines of the findings that several tests show."""
 
 from __future__ import annotations
 

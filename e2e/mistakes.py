@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All that can be wrong with the parameters of KVM_TDX_INIT_VM, one mistake at a time."""
+"""Wrong parameters of KVM_TDX_INIT_VM, one mistake at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _none(right: InitVmParams, caps: Capabilities) -> InitVmParams:
 class Mistake:
     """One mistake.
 
-    :param refusal: how the contract calls it.
+    :param refusal: its entry in the contract.
     :param change: makes the wrong parameters from right ones.
     :param altered: what is wrong in ``struct kvm_tdx_cmd`` instead.
     """
@@ -43,7 +43,7 @@ class Mistake:
 
 
 def _first_gap(mask: int) -> int:
-    """The lowest bit that ``mask`` does not have."""
+    """Return the lowest bit that is clear in ``mask``."""
     return ~mask & (mask + 1)
 
 
@@ -61,7 +61,7 @@ def _unknown_leaf(right: InitVmParams, caps: Capabilities) -> InitVmParams:
 
 
 def _fixed_cpuid_bit(right: InitVmParams, caps: Capabilities) -> InitVmParams:
-    """A bit of CPUID.1:ECX that is not the host's to set, which only the TDX module checks."""
+    """Set a bit of CPUID.1:ECX that the host may not configure; only the TDX module checks it."""
     leaf = next(entry for entry in caps.cpuid if entry.function == 1)
     return right.with_entry(1, ecx=_first_gap(leaf.ecx))
 
@@ -90,4 +90,4 @@ INIT_VM: dict[str, Mistake] = {
     "unknown-cpuid-leaf": Mistake(Refusal.INIT_CPUID_UNKNOWN, _unknown_leaf),
     "cpuid-bit-that-the-module-refuses": Mistake(Refusal.INIT_MODULE_REFUSES, _fixed_cpuid_bit),
 }
-"""By the id that they have as a test's parameter."""
+"""Keys are the ids of a test's parameters."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""HKIDs in the ``misc`` cgroup controller: who is charged, who limits, who is told.
+"""HKIDs in the ``misc`` cgroup controller: charges, limits and events.
 
 Sources: ``__tdx_td_init`` and ``tdx_hkid_free`` in arch/x86/kvm/vmx/tdx.c, kernel/cgroup/misc.c, and the
 section "Misc" of Documentation/admin-guide/cgroup-v2.rst.
 
-A refused charge meets finding F1: the kernel then gives back what it never took.  It shows in the books at
-the end of each such test, and in some before; whatever else these tests claim holds on every kernel.
+A refused charge triggers finding F1: the kernel uncharges what it never charged.  That shows in the ledger at
+the end of each such test, and in some tests earlier; their other assertions hold on every kernel.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ def family(tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack) -> Fam
 
 @pytest.fixture
 def member(tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack) -> Kvm:
-    """/dev/kvm open in a process in the cgroup."""
+    """/dev/kvm, open in a process in the cgroup."""
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
     return tdx_cleanup.enter_context(Kvm.open(worker))
 
 
 @contextmanager
 def refused_td(kvm: Kvm, contract: Contract, refusal: Refusal = Refusal.INIT_CGROUP_MAX) -> Iterator[None]:
-    """A TD that gets no HKID; it is open inside of the block."""
+    """A TD whose KVM_TDX_INIT_VM is refused; it is open inside the block."""
     with kvm.create_td() as td:
         with refused(contract, refusal):
             td.init_vm()
@@ -295,7 +295,7 @@ def test_limit_can_be_lifted(member: Kvm, tdx_cgroup: Cgroup) -> None:
 def test_exhausted_pool_is_told_from_a_limit(
     owner: Worker, member: Kvm, tdx_cgroup: Cgroup, hkids: Hkids, contract: Contract
 ) -> None:
-    """Without an HKID the cgroup is not even asked: ENOSPC, not EBUSY, and no event."""
+    """Without a free HKID the kernel does not try to charge the cgroup: ENOSPC, not EBUSY, and no event."""
     tdx_cgroup.set_max(0)
     with Kvm.open(owner) as elsewhere:
         tds = many_tds(elsewhere, hkids.free)

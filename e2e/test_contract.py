@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How user space sets the number of a TD's vCPUs, and when they may come: what the host's contract promises.
+"""Promises of the host's contract: how user space limits the vCPUs of a TD, and when it may create them.
 
-A promise is a question with one answer (:class:`fixtures.contracts.promises.Promise`); what needs more than
-one question stands below.
+``test_promise`` covers each promise (:class:`fixtures.contracts.promises.Promise`) with one request or
+question; the tests below it need more than one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDS = 20
 
 @pytest.fixture
 def prober(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Prober:
-    """Probes in a process of their own."""
+    """Probes that run in a process of their own."""
     return tdx_cleanup.enter_context(contract_probe.probing(tdx_host))
 
 
@@ -67,28 +67,28 @@ def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, behaviour: Behaviou
 
 @pytest.fixture
 def early(contract: Contract) -> None:
-    """The test is about vCPUs before KVM_TDX_INIT_VM."""
+    """Skip the test on contracts that refuse vCPUs before KVM_TDX_INIT_VM."""
     if contract.errno(Promise.VCPU_BEFORE_INIT):
         pytest.skip(f"{contract.name} refuses vCPUs before KVM_TDX_INIT_VM; run with --tdx-flavour=proposed")
 
 
 @pytest.fixture
 def init_may_follow(early: None, contract: Contract) -> None:
-    """The test is about KVM_TDX_INIT_VM after a vCPU."""
+    """Skip the test on contracts that refuse KVM_TDX_INIT_VM after a vCPU."""
     if contract.errno(Promise.INIT_AFTER_VCPU):
         pytest.skip(f"{contract.name} has no KVM_TDX_INIT_VM after a vCPU")
 
 
 @pytest.fixture
 def td(prober: Prober, tdx_cleanup: ExitStack) -> Td:
-    """A fresh TD that may be given vCPUs as soon as the contract lets it."""
+    """A fresh TD with the usual limit of vCPUs, where user space can set it."""
     fresh = tdx_cleanup.enter_context(prober.td())
     prober.choose(fresh, prober.usual)
     return fresh
 
 
 def use_up(hkids: Hkids, prober: Prober, cleanup: ExitStack) -> None:
-    """Leave no HKID free; in the way in which this kernel wants to be asked."""
+    """Take all free HKIDs, with KVM_TDX_INIT_VM called as this kernel wants it."""
     for _ in range(hkids.free):
         assert prober.ready(cleanup.enter_context(prober.td()), 1) == OK
     assert hkids.free == 0
@@ -130,7 +130,7 @@ def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_t
 def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
     cpus: tuple[int, int], prober: Prober, td: Td
 ) -> None:
-    """On the CPU where it was made, and on another: KVM keeps lists of the vCPUs of each."""
+    """Initialized on the CPU where it was created, and on another: KVM keeps a list of vCPUs per CPU."""
     made, initialized = cpus
     td.worker.call(syscalls.affinity([made]))
     vcpu = td.create_vcpu(0)
@@ -161,7 +161,7 @@ def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     payloads: Mapping[str, bytes],
     tdx_cleanup: ExitStack,
 ) -> None:
-    """KVM has to know on which CPU it is, though it was there before there was anything to know."""
+    """KVM has to flush the vCPU from its CPU, though the vCPU was there before the TD was initialized."""
     built = tdx_cleanup.enter_context(build.created(prober.worker))
     stays, *_, goes = sorted(hotplug.all)
     prober.worker.call(syscalls.affinity([goes]))
@@ -194,7 +194,7 @@ def add_vcpu(td: Td, ident: int) -> None:
     splat=r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+ at tdx_\w*vcpu\w*\+",
 )
 def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contract, prober: Prober) -> None:
-    """Whoever allows it has to refuse the vCPU, not to find out by a SEAMCALL that fails."""
+    """A kernel that allows the larger number has to refuse the vCPU itself, before a SEAMCALL fails."""
     if contract.errno(Promise.CAP_LOWER):
         pytest.skip(f"{contract.name} lets nobody set the number")
     with prober.td() as td:
@@ -215,7 +215,7 @@ def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contra
 def test_no_more_vcpus_than_the_number_that_raced_with_them(
     contract: Contract, prober: Prober, tdx_host: TdxHost
 ) -> None:
-    """Two threads create a vCPU each while a third sets the number to 1: it is in time, or it is told so."""
+    """Two threads create one vCPU each while a third sets the number to 1: it is in time, or fails."""
     if contract.errno(Promise.CAP_LOWER):
         pytest.skip(f"{contract.name} lets nobody set the number")
     too_late = contract.errno(Promise.CAP_AFTER_VCPU)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all commands of KVM_MEMORY_ENCRYPT_OP have in common, and KVM_TDX_CAPABILITIES."""
+"""Checks common to all commands of KVM_MEMORY_ENCRYPT_OP, and KVM_TDX_CAPABILITIES."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def send(fd: Fd, command: TdxCmdId, altered: Overrides = UNALTERED) -> None:
 
 
 def each(idents: tuple[TdxCmdId, ...], fd: Fd, refusal: Refusal, altered: Overrides = UNALTERED) -> Rows:
-    """The same refusal for several commands."""
+    """Rows for several commands that are refused in the same way."""
     return {ident.name: (refusal, partial(send, fd, ident, altered)) for ident in idents}
 
 
@@ -130,7 +130,7 @@ def test_everything_is_refused_on_a_dead_vm(dead: Assembly, contract: Contract) 
 
 @pytest.fixture
 def dead(launch: Launch, contract: Contract) -> Assembly:
-    """A TD whose guest has read a page that it had not accepted, which is the end of it."""
+    """A TD that KVM killed because its guest read a page that it had not accepted."""
     built = launch("pending", regions=[Region(0x100000, abi.PAGE_SIZE)])
     built.vcpus[0].run()
     with refused(contract, Refusal.RUN_PENDING_PAGE):

@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Bench:
-    """A TD with one vCPU, private memory at 1 MiB that is not there yet, and what is to be put there."""
+    """A TD with one vCPU, an empty private memslot at 1 MiB, and memory to be copied into it."""
 
     built: Assembly
     source: Memory
@@ -151,7 +151,7 @@ def test_memory_cannot_be_mapped_ahead_before_finalize(bench: Bench, contract: C
 
 @pytest.fixture
 def region(owner: Worker) -> Memory:
-    """Where a ``struct kvm_tdx_init_mem_region`` stands, so that it can be read after a refusal."""
+    """Memory for a ``struct kvm_tdx_init_mem_region`` that can be read after the call."""
     return Memory.map(owner, PAGE_SIZE)
 
 
@@ -161,7 +161,7 @@ def write_region(memory: Memory, bench: Bench, pages: int) -> Overrides:
 
 
 def read_region(memory: Memory) -> tuple[int, int, int]:
-    """Source, GPA and number of pages that are left."""
+    """Read source, GPA and the number of pages that are left."""
     found = unpack(abi.TdxInitMemRegion, memory.read(0, 24))
     return found.source_addr, found.gpa, found.nr_pages
 

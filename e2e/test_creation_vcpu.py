@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KVM_TDX_INIT_VCPU, KVM_TDX_GET_CPUID, and KVM_RUN before its time."""
+"""KVM_TDX_INIT_VCPU, KVM_TDX_GET_CPUID, and KVM_RUN before the TD can run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_init_vcpu_after_finalize_is_refused(
 
 
 def test_init_vcpu_makes_each_vcpu_runnable(td_initialized: Assembly) -> None:
-    """There is no INIT and SIPI in a TD: all of its vCPUs begin at the reset vector."""
+    """A TD has no INIT and SIPI: all of its vCPUs begin at the reset vector."""
     vcpus = [td_initialized.td.create_vcpu(ident) for ident in range(2)]
     assert vcpus[1].mp_state() == MpStateValue.UNINITIALIZED
     for vcpu in vcpus:

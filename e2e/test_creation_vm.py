@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM: what they accept, and what the TDX module makes of it.
+"""KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM: accepted parameters, and their effect in the TDX module.
 
-That each of the mistakes in :mod:`e2e.mistakes` is refused, holds no HKID and can be put right is in
-``test_hkid.py``; what becomes of a SEAMCALL that fails, in ``test_faults.py``.
+``test_hkid.py`` covers the mistakes of :mod:`e2e.mistakes`: each is refused, holds no HKID and can be
+corrected.  ``test_faults.py`` covers SEAMCALLs that fail.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ REGISTERS = ("eax", "ebx", "ecx", "edx")
 KVMS_OWN = {(FEATURES, "ebx"): HLE | RTM, (FEATURES, "ecx"): WAITPKG}
 """CPUID bits that KVM refuses before the module sees them."""
 STATUS = 0xFFFFFFFF00000000
-"""The part of a completion code that tells the kind of error; below it stands the operand."""
+"""The bits of a completion code that contain the kind of error; the lower bits contain the operand."""
 
 Change = Callable[[InitVmParams, Capabilities], InitVmParams]
 
 
 @pytest.fixture
 def td(kvm: Kvm, tdx_cleanup: ExitStack) -> Td:
-    """A TD that has no HKID yet."""
+    """A TD before KVM_TDX_INIT_VM."""
     return tdx_cleanup.enter_context(kvm.create_td())
 
 
@@ -56,7 +56,7 @@ def errors_of(td: Td, attempts: list[InitVmParams]) -> list[KvmError]:
 
 
 def missing_bits(mask: int, width: int) -> list[int]:
-    """The bits of a register that ``mask`` does not have."""
+    """List the bits of a register that are clear in ``mask``."""
     return [1 << bit for bit in range(width) if not mask >> bit & 1]
 
 
@@ -151,7 +151,7 @@ def test_every_reserved_word_is_looked_at(td: Td, contract: Contract) -> None:
 
 
 def test_cpuid_bit_that_cannot_be_configured_is_refused_in_every_register(td: Td, contract: Contract) -> None:
-    """The module's refusal: KVM checks no bits but those of TSX, WAITPKG and the width."""
+    """The module refuses them: KVM itself checks only TSX, WAITPKG and the width."""
     right = td.default_params()
     attempts = []
     for leaf in td.capabilities().cpuid:

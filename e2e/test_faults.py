@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SEAMCALLs that fail: what the caller is told, and above all what becomes of the HKID.
+"""SEAMCALLs that fail: the errno that the caller gets, and above all the fate of the HKID.
 
-The TDX module is told to refuse the n-th call of a leaf.  KVM takes most such failures for bugs, its own or
-the module's: it warns (``TDX_BUG_ON``), and the VM is dead.  The HKID has to come back all the same, except
-where KVM says that it does not.
+softseam is armed to fail the n-th call of a leaf.  KVM treats most such failures as bugs, its own or the
+module's: it warns (``TDX_BUG_ON``) and marks the VM as dead.  The HKID has to be freed all the same, except
+where KVM logs that it is leaked.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ warns = pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+
 
 @contextmanager
 def fault(host: TdxHost, *injections: Injection) -> Iterator[None]:
-    """The faults are armed inside of the block, in which the kernel has to run into all of them.
+    """Arm faults for the block, in which the kernel has to run into all of them.
 
-    :raises HarnessError: it did not make the calls, so that the test shows nothing.
+    :raises HarnessError: the kernel did not make the calls, so the test shows nothing.
     """
     with inject.armed(host.agent.files, *injections):
         yield
@@ -168,7 +168,7 @@ def test_entropy_that_is_short_for_a_moment_is_waited_for(
 def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
     tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
-    """Tried again by KVM, or by its caller after EAGAIN: both are right."""
+    """Either KVM retries, or it returns EAGAIN and the caller retries: both are right."""
     params = default_params(kvm.worker)
     with kvm.create_td() as td:
         with fault(tdx_host, Injection("TDH.MNG.KEY.CONFIG", code=inject.TDX_KEY_GENERATION_FAILED)):
@@ -324,7 +324,7 @@ def test_finalize_vm_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
 def test_finalize_vm_without_a_vcpu_is_the_callers_mistake_and_no_bug(
     td_initialized: Assembly, contract: Contract
 ) -> None:
-    """The TDX module refuses it (TDX_NO_VCPUS); neither a warning nor a dead VM is the right answer."""
+    """The TDX module refuses it (TDX_NO_VCPUS); KVM must neither warn nor kill the VM."""
     with shows("F2", match="EIO"), refused(contract, Refusal.FINALIZE_NO_VCPU):
         td_initialized.td.finalize()
     td_initialized.add_vcpus().populate(Region.firmware(HALT)).finalize()
@@ -337,7 +337,7 @@ LEAKED = r"HKID \d+ is leaked"
 
 @contextmanager
 def kernel_says(host: TdxHost, pattern: str) -> Iterator[None]:
-    """The kernel's log gets a line in the block in which the pattern is found."""
+    """Require that the kernel logs a line in the block in which the pattern is found."""
     seen = host.agent.files.kmsg()[-1].sequence
     yield
     lines = [record.text for record in host.agent.files.kmsg(seen)]

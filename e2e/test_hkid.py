@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An HKID's life: what takes one, what holds it, what gives it back, and what happens when none is left."""
+"""The life of an HKID: requests that take one, references that hold it, its release, and exhaustion."""
 
 from __future__ import annotations
 

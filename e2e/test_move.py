@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Intra-host migration: a TD changes its VM and the host never misses a key.
+"""Intra-host migration: a TD moves to another VM and keeps its HKID.
 
-The destination has vCPUs and memory slots, no KVM_TDX_INIT_VM and no HKID.  No Linux can do it yet; what is
-asserted is flavour ``proposed`` (images/kernel/patches/move), ``tdx_vm_move_enc_context_from`` in
+The destination has vCPUs and memory slots, but no KVM_TDX_INIT_VM and no HKID.  Linux cannot do it yet; the
+tests cover flavour ``proposed`` (images/kernel/patches/move), ``tdx_vm_move_enc_context_from`` in
 arch/x86/kvm/vmx/tdx.c.
 """
 
@@ -104,7 +104,7 @@ def test_counts_on_in_the_destination_without_a_lost_or_repeated_step(
 def test_module_sees_nothing_but_vcpus_that_change_their_place(
     launch: Launch, tdx_cleanup: ExitStack, truth: Truth
 ) -> None:
-    """The module's own history: no key, no page and no TD was made, freed or changed at any instant."""
+    """By the module's own history, no key, page or TD was created, freed or changed at any instant."""
     source = launch("count")
     count(source)
     before, leaves = truth.state(), truth.leaves()
@@ -132,7 +132,7 @@ def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_clean
 def test_memory_is_accepted_and_converted_as_if_nothing_had_happened(
     launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
-    """With a move before each of the guest's steps, in the middle of its conversions too."""
+    """A move comes before each of the guest's steps, also in the middle of its conversions."""
     region = Region(0x100000, 16 * 4096)
     still = launch("memory", regions=[region])
     wanted = [step(still) for _ in range(MEMORY_STEPS)]
@@ -257,7 +257,7 @@ def test_naive_destination_cannot_be_had_when_every_hkid_is_in_use(
 
 @pytest.fixture
 def pair(tdx_cgroup: Cgroup) -> tuple[Cgroup, Cgroup]:
-    """Two cgroups below one."""
+    """A pair of sibling cgroups."""
     return tdx_cgroup.child("old"), tdx_cgroup.child("new")
 
 
@@ -367,7 +367,7 @@ def test_vcpu_that_runs_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack, co
 def test_linked_memory_is_the_sources_until_the_move(
     launch: Launch, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
-    """A destination that is made a TD of its own gets none of it, and nobody is harmed."""
+    """A destination that becomes a TD of its own cannot use the memory, and the source is unharmed."""
     source = launch("count")
     count(source)
     destination = destination_of(source, tdx_cleanup)

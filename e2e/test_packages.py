@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """CPU packages: an HKID's key is programmed into each, and its cache lines are written back from each.
 
-So every package needs a CPU that is online, from KVM_TDX_INIT_VM until the HKID is free again.  Sources:
+Every package therefore needs a CPU that is online, from KVM_TDX_INIT_VM until the HKID is free.  Sources:
 ``__tdx_td_init`` and ``tdx_mmu_release_hkid`` in arch/x86/kvm/vmx/tdx.c, ``tdx_offline_cpu`` in
 arch/x86/virt/vmx/tdx/tdx.c.
 """
@@ -93,7 +93,7 @@ def test_one_cpu_of_each_package_is_enough_for_a_whole_life(
 
 
 def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, hotplug: Cpus, hkids: Hkids) -> None:
-    """It was initialized there, so the TDX module has it associated with that CPU until it is flushed."""
+    """The TDX module associates a vCPU with the CPU that initialized it, until the vCPU is flushed."""
     going = hotplug.packages[max(hotplug.packages)][-1]
     owner.call(syscalls.affinity([going]))
     with build.with_vcpus(owner):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""HKIDs and the processes that hold TDs: killed, succeeded by others, racing for the last one."""
+"""HKIDs and the processes that hold TDs: killed, outlived by others, racing for the last HKID."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_sigkill_of_the_owner_of_many_tds_gives_all_back(kvm: Kvm, hkids: Hkids)
 
 
 def test_sigkill_in_the_midst_of_construction_gives_all_back(tdx_host: TdxHost, hkids: Hkids) -> None:
-    """Wherever it strikes: the owner builds TD after TD, and each round kills it a little later."""
+    """The owner builds TD after TD, and each round kills it a little later."""
     for pauses in range(0, 24, 3):
         with tdx_host.agent.spawn() as owner, Kvm.open(owner) as kvm:
             building = owner.start(construction(kvm, repeat=1000))
             for _ in range(pauses):
-                owner.call(syscalls.ping())  # As long as it takes, and the machine's speed with it.
+                owner.call(syscalls.ping())  # A round trip as the unit of time: it scales with the machine.
             assert not building.done()
             owner.kill()
             owner.wait()
@@ -68,7 +68,7 @@ def test_sigkill_in_the_midst_of_construction_gives_all_back(tdx_host: TdxHost, 
 
 
 def construction(kvm: Kvm, *, repeat: int) -> Call[BatchResult]:
-    """TDs that are created, given their HKID and a guest_memfd, and closed, one after the other."""
+    """A batch that creates TDs with an HKID and a guest_memfd, and closes them, one after the other."""
     steps: list[Call[Any]] = [
         commands.create_vm(kvm.fd, VmType.TDX),
         commands.init_vm(Earlier(0), default_params(kvm.worker)),
@@ -117,7 +117,7 @@ def test_hkid_goes_with_the_last_heir(owner: Worker, tdx_host: TdxHost, hkids: H
 def test_heir_can_do_nothing_with_the_td(
     owner: Worker, tdx_host: TdxHost, hkids: Hkids, contract: Contract
 ) -> None:
-    """A VM is its creator's: its memory is in the creator's address space."""
+    """A VM belongs to the process that created it: its memory is in that address space."""
     with build.created(owner) as built, tdx_host.agent.spawn() as heir:
         inherited = Td(heir, owner.send_fd(built.td.fd, heir))
         params = built.td.default_params()
@@ -132,7 +132,7 @@ def test_heir_can_do_nothing_with_the_td(
 def test_fd_on_its_way_to_another_process_holds_the_hkid(
     owner: Worker, tdx_host: TdxHost, hkids: Hkids
 ) -> None:
-    """Sent and never received: it is in the socket's queue until the receiver dies."""
+    """The fd is sent and never received: it stays in the socket's queue until the receiver dies."""
     (td,) = many_tds(Kvm.open(owner), 1)
     with tdx_host.agent.spawn() as heir:
         owner.give_fd(td.fd, heir)
@@ -145,20 +145,20 @@ def test_fd_on_its_way_to_another_process_holds_the_hkid(
 
 
 class Racer:
-    """A process of its own with a TD that has no HKID yet."""
+    """A process with a TD before its KVM_TDX_INIT_VM."""
 
     def __init__(self, worker: Worker) -> None:
         self.kvm = Kvm.open(worker)
         self.td = self.kvm.create_td()
 
     def again(self) -> None:
-        """Give the HKID back, and be ready for the next round."""
+        """Close the TD, and create another for the next round."""
         self.td.close()
         self.td = self.kvm.create_td()
 
 
 def race(tdx_host: TdxHost, tds: list[Td]) -> list[KvmError | None]:
-    """KVM_TDX_INIT_VM on all TDs in the same instant; gives what each came to."""
+    """Call KVM_TDX_INIT_VM on all TDs at the same instant, and return the error of each or None."""
     params = [td.default_params() for td in tds]
     slots = tdx_host.agent.barrier(len(tds))
     jobs: list[Job[None]] = [
@@ -207,7 +207,7 @@ def test_one_of_several_threads_initializes_a_td(
 def test_creators_and_destroyers_at_the_limit_lose_nothing(
     kvm: Kvm, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
 ) -> None:
-    """Two HKIDs for four processes that take one and give it back as fast as they can."""
+    """Four processes share two HKIDs: each takes one and gives it back as fast as it can."""
     many_tds(kvm, hkids.free - 2)
     workers = [tdx_cleanup.enter_context(tdx_host.agent.spawn()) for _ in range(RACERS)]
     params = default_params(kvm.worker)

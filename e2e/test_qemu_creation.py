@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDs that a real QEMU makes: their HKID from start to end, and what the monitor says of them.
+"""TDs that a real QEMU makes: their HKID from start to end, and what the monitor reports.
 
 Sources: ``tdx_pre_create_vcpu``, ``tdx_finalize_vm`` in QEMU's target/i386/kvm/tdx.c.
 """
@@ -85,7 +85,7 @@ def test_sigkill_while_memory_is_added_frees_all(
 
 @contextmanager
 def starting(qemu_tds: QemuTds, owner: Worker, **changes: Any) -> Iterator[HostProgram]:
-    """A QEMU on its way to ``prelaunch``, killed at the end."""
+    """Start a QEMU, and kill it at the end of the block."""
     with HostProgram(owner, td_argv(replace(qemu_tds.spec, **changes)), sockets=SOCKETS) as program:
         yield program
 

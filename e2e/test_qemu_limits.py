@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""As many TDs and vCPUs as there may be, made by a real QEMU, and one more.
+"""Limits of TDs and vCPUs, reached by a real QEMU and exceeded by one.
 
 QEMU reads the limit of vCPUs from the VM fd (``kvm_init`` in accel/kvm/kvm-all.c), and prints what
 KVM_TDX_INIT_VM returns (``tdx_ioctl_internal`` in target/i386/kvm/tdx.c).
@@ -32,14 +32,14 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 
 def failure(start: Callable[[], QemuTd]) -> tuple[int | None, tuple[str, ...]]:
-    """The exit status and the complaints of a QEMU that does not start."""
+    """Return the exit status and the error messages of a QEMU that does not start."""
     with pytest.raises(QemuLaunchFailed) as caught:
         start()
     return caught.value.returncode, complaints(caught.value.output)
 
 
 def init_vm_failed(messages: tuple[str, ...], number: int) -> bool:
-    """Whether QEMU says that KVM_TDX_INIT_VM failed with an errno."""
+    """Return whether QEMU reports that KVM_TDX_INIT_VM failed with an errno."""
     return any("KVM_TDX_INIT_VM" in one and os.strerror(number) in one for one in messages)
 
 
@@ -116,7 +116,7 @@ def test_qemu_tds_hkid_is_charged_to_its_cgroup(
 
 @pytest.fixture
 def limit(kvm: Kvm) -> int:
-    """How many vCPUs a TD may have, by the kernel's own word."""
+    """The number of vCPUs that the kernel allows a TD."""
     with kvm.create_td() as td:
         return td.check_extension(Cap.MAX_VCPUS)
 

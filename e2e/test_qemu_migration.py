@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a stock QEMU answers when a TD is to be migrated: a refusal with a reason, and the TD goes on.
+"""Migration of a TD by a stock QEMU: refused with a reason, and the TD goes on.
 
-No QEMU can migrate a TD today.  Whatever it answers must be safe: the TD, its memory and its HKID are still
-there afterwards.  Sources: migration/options.c and migration/migration.c of QEMU 11.1.
+No released QEMU can migrate a TD.  Its answer must be safe: the TD keeps running, with its memory and its
+HKID.  Sources: migration/options.c and migration/migration.c of QEMU 11.1.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def channel(kind: str) -> dict[str, Any]:
 
 
 def choose(td: QemuTd, mode: str) -> None:
-    """Set the migration's mode, and have its steps told as events."""
+    """Set the migration's mode, and enable events for its steps."""
     set_mode(td, mode)
     td.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
 
 
 def finish(td: QemuTd, **to: Any) -> str:
-    """Migrate, and give the last status of the migration."""
+    """Migrate, and return the last status of the migration."""
     td.execute("migrate", **to)
     ends = ("completed", "failed", "cancelled")
     return str(td.await_event("MIGRATION", which=lambda data: data["status"] in ends)["data"]["status"])
@@ -91,7 +91,7 @@ def test_outlives_a_migration_that_nothing_blocks(
 ) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     choose(td, mode)
-    # To refuse it is as good as to fail at it.
+    # A refusal is as good as a failure.
     with shows("Q6", QmpGone), suppress(QmpError):
         assert finish(td, uri=target) == "failed"
     assert td.status == "prelaunch"
@@ -120,7 +120,7 @@ def test_cpr_transfer_names_the_memory_that_it_cannot_take(hkids: Hkids, qemu_td
 
 
 def test_cpr_transfer_of_memory_in_files_names_what_it_cannot_take(hkids: Hkids, qemu_tds: QemuTds) -> None:
-    """With all that CPR asks for, it is the private memory that stays; on a kernel that moves TDs too."""
+    """Private memory remains when all other requirements of CPR are met, also on a kernel that moves TDs."""
     td = qemu_tds.start(cpu=FIXED_CLOCK, movable=True)
     choose(td, "cpr-transfer")
     with pytest.raises(QmpError, match=r"Memory region \S+ .*guest_memfd"):
@@ -143,7 +143,7 @@ def test_outlives_cpr_exec_with_memory_in_files(target: str, hkids: Hkids, qemu_
 
 
 def resumes(td: QemuTd) -> bool:
-    """Whether a QEMU runs its guest, instead of ending."""
+    """Return whether a QEMU resumes its guest; false if it ends."""
     try:
         td.await_event("RESUME")
     except QmpGone:
@@ -153,7 +153,7 @@ def resumes(td: QemuTd) -> bool:
 
 @pytest.mark.tdx_finding("Q9", qemu=("11.1",))
 def test_guest_whose_transfer_is_cancelled_runs_on_one_side_only(qemu_tds: QemuTds) -> None:
-    """Cancelled when all is sent, before the destination has looked at it; both have the same memory."""
+    """Cancelled when all is sent, before the destination has read it; both use the same memory."""
     source = qemu_tds.start(**PLAIN)
     destination = qemu_tds.destination(source)
     move = Move(source, destination, capabilities=[*CAPABILITIES, PAUSE])

@@ -37,19 +37,19 @@ STEPS = ["setup", "active", "device", "completed"]
 
 
 def moved_once(tds: QemuTds, source: QemuTd, worker: Worker | None = None) -> Destination:
-    """Move a TD to a new QEMU, and let the old one go."""
+    """Move a TD to a new QEMU, and quit the old one."""
     destination = moved(source, tds.destination(source, worker))
     assert source.quit() == 0
     return destination
 
 
 def names(td: QemuTd, *which: str) -> list[str]:
-    """The events of some names, in order."""
+    """List the events with some names, in order."""
     return [event["event"] for event in td.events if event["event"] in which]
 
 
 def kinds(files: list[str]) -> Counter[str]:
-    """How many files of KVM's and of memory a QEMU has open, by their kind."""
+    """Count a QEMU's open files of KVM and of memory, by kind."""
     return Counter(name for name in files if "kvm" in name or "memfd" in name)
 
 
@@ -59,7 +59,7 @@ def kinds(files: list[str]) -> Counter[str]:
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_counts_on_without_a_lost_or_repeated_step(vcpus: int, hkids: Hkids, movable_tds: QemuTds) -> None:
-    """It counts and prints while it is moved: in private and in shared memory, in the middle of a line."""
+    """The guest counts in private and shared memory, and prints, also while it is moved within a line."""
     source = movable_tds.run(smp=str(vcpus))
     source.console.send_line("a")
     source.console.wait_for(r"^count 5 ", Deadline(10, "the guest's first steps"))
@@ -104,7 +104,7 @@ def test_events_tell_of_the_move(movable_tds: QemuTds) -> None:
 
 @pytest.mark.tdx_needs("ground-truth")
 def test_module_sees_no_key_change_at_any_instant(movable_tds: QemuTds, truth: Truth, hkids: Hkids) -> None:
-    """From before the destination starts until the source is gone; and no page comes or goes."""
+    """No key or page changes from before the destination starts until the source is gone."""
     source = movable_tds.run()
     counts(source)
     last, pages = truth.history()[-1], truth.state().pages
@@ -145,7 +145,7 @@ def test_moves_when_every_hkid_is_in_use(kvm: Kvm, hkids: Hkids, movable_tds: Qe
 
 @pytest.fixture
 def pair(tdx_cgroup: Cgroup, tdx_host: TdxHost, tdx_cleanup: ExitStack) -> list[tuple[Cgroup, Worker]]:
-    """Two cgroups below one, and a process in each."""
+    """A pair of sibling cgroups with a process in each."""
     groups = [tdx_cgroup.child("old"), tdx_cgroup.child("new")]
     spawn = tdx_host.agent.spawn
     return [(group, tdx_cleanup.enter_context(spawn(cgroup=group.path))) for group in groups]
@@ -239,7 +239,7 @@ def test_system_reset_after_a_move_starts_it_anew(vcpus: int, hkids: Hkids, mova
 
 
 def test_moves_after_a_reset(hkids: Hkids, movable_tds: QemuTds) -> None:
-    """Its VM and its private memory are not those that QEMU began with."""
+    """After a reset, VM and private memory are not those that QEMU began with."""
     source = movable_tds.run()
     assert counts(source) == [1, 1]
     assert ask(source, "r") == "ready, 1 vCPUs"
@@ -279,7 +279,7 @@ def test_beside_a_raw_td(hkids: Hkids, launch: Launch, movable_tds: QemuTds) -> 
 def test_two_tds_cross(
     pair: list[tuple[Cgroup, Worker]], kvm: Kvm, hkids: Hkids, movable_tds: QemuTds
 ) -> None:
-    """Each to where the other comes from, at the same time, with every HKID in use and at both limits."""
+    """Each TD moves to where the other comes from, at once, with every HKID in use and at both limits."""
     sources = [movable_tds.run(worker) for _, worker in pair]
     for source, steps in zip(sources, (1, 2), strict=True):
         for step in range(1, steps + 1):

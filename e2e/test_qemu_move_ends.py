@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Moves of a TD between QEMUs that end early: killed, cancelled, or with nobody at the monitor.
 
-Whoever is left has the TD, or nobody: never both, and no key is lost.  "During" is the point where the source
-is stopped and the destination ready (capability ``pause-before-switchover``).
+At most one of the two QEMUs has the TD afterwards, and no HKID is lost.  "During" is the point where the
+source is stopped and the destination ready (capability ``pause-before-switchover``).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TOO_LATE = "The destination takes the guest over, cannot cancel"
 
 
 def kill(td: QemuTd) -> None:
-    """Kill a QEMU, and wait until all that it had is given back."""
+    """Kill a QEMU, and wait until the kernel has freed what it held."""
     td.program.signal(signal.SIGKILL)
     assert td.wait() == -signal.SIGKILL
 
 
 def refused(td: QemuTd, command: str) -> str:
-    """What QEMU says against a command, nothing if it is carried out."""
+    """Execute a command, and return QEMU's error message, empty if it succeeds."""
     try:
         td.execute(command)
     except QmpError as error:
@@ -42,7 +42,7 @@ def refused(td: QemuTd, command: str) -> str:
 
 @pytest.fixture
 def source(hkids: Hkids, movable_tds: QemuTds) -> QemuTd:
-    """A running TD that has counted once; its HKID is the one that is taken."""
+    """A running TD that has counted once; it is the only TD."""
     td = movable_tds.run()
     assert counts(td) == [1, 1]
     return td
@@ -50,13 +50,13 @@ def source(hkids: Hkids, movable_tds: QemuTds) -> QemuTd:
 
 @pytest.fixture
 def destination(movable_tds: QemuTds, source: QemuTd) -> Destination:
-    """Where it may go."""
+    """A QEMU that waits for the TD of ``source``."""
     return movable_tds.destination(source)
 
 
 @pytest.fixture
 def half_way(source: QemuTd, destination: Destination) -> Move:
-    """A move during which both wait."""
+    """A move that waits in ``pre-switchover``, with both QEMUs stopped."""
     move = Move(source, destination, capabilities=[*CAPABILITIES, PAUSE])
     destination.connect()
     assert move.until(PAUSED, "failed") == PAUSED
@@ -65,7 +65,7 @@ def half_way(source: QemuTd, destination: Destination) -> Move:
 
 
 def proceed(source: QemuTd) -> None:
-    """Let a move go on."""
+    """Continue a move that waits in ``pre-switchover``."""
     source.execute("migrate-continue", state=PAUSED)
 
 
@@ -82,7 +82,7 @@ def assert_has_lost_nothing(td: QemuTd, hkids: Hkids) -> None:
 def test_source_killed_before_takes_its_td_along(
     source: QemuTd, destination: Destination, hkids: Hkids
 ) -> None:
-    """The destination waits for nobody."""
+    """The destination keeps waiting."""
     kill(source)
     assert hkids.taken == 0
     assert destination.program.alive
@@ -105,7 +105,7 @@ def test_source_killed_after_does_not_matter(source: QemuTd, destination: Destin
 def test_source_killed_before_the_destination_looked(
     source: QemuTd, destination: Destination, hkids: Hkids
 ) -> None:
-    """What the source has sent holds its VM: the key is back when the destination, which got it, is gone."""
+    """The fds that the source has sent hold its VM, so the HKID is freed when the destination is gone."""
     destination.program.signal(signal.SIGSTOP)
     Move(source, destination)
     kill(source)
@@ -198,7 +198,7 @@ def test_cancelled_when_all_is_sent(half_way: Move, hkids: Hkids) -> None:
 
 
 def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: QemuTds) -> None:
-    """Either it comes too late and says so, or the TD is where it was."""
+    """Either the command fails because it is too late, or the TD stays with the source."""
     td: QemuTd = movable_tds.run()
     for step in range(1, 7):
         assert counts(td) == [step, step]
@@ -226,7 +226,7 @@ def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: Qemu
 
 
 def test_monitor_of_the_source_vanishes(half_way: Move, hkids: Hkids) -> None:
-    """Its last word was to go on."""
+    """The last command over the monitor was to continue."""
     proceed(half_way.source)
     half_way.source.program.hang_up(QMP)
     destination = half_way.destination

@@ -39,7 +39,7 @@ RETRY = 1
 
 
 def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
-    """It counts on; the migration stopped it for a moment, or never."""
+    """Require that the TD counts on, and that the migration stopped it for a moment, or never."""
     assert counts(td) == [step, step]
     assert td.status == "running"
     seen = [event["event"] for event in td.events if event["event"] in ("STOP", "RESUME")]
@@ -65,7 +65,7 @@ def test_other_modes(mode: str, hkids: Hkids, movable_tds: QemuTds) -> None:
 
 @pytest.mark.usefixtures("td_move")
 def test_no_return_path(hkids: Hkids, movable_tds: QemuTds) -> None:
-    """Without it a failure of the destination would leave the TD stopped for ever."""
+    """Without a return path, a failure of the destination would leave the TD stopped for ever."""
     source = movable_tds.run()
     destination = movable_tds.destination(source)
     with pytest.raises(QmpError, match="with the capability return-path only"):
@@ -103,7 +103,7 @@ def test_kernel_that_cannot_move_tds(td_moves: bool, hkids: Hkids, movable_tds: 
 def quote_service(
     owner: Worker, tdx_host: TdxHost, tdx_cleanup: ExitStack
 ) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Something that takes requests for quotes and never answers: what a TD needs for it, and its end."""
+    """A quote service that never answers: the change to a TD that uses it, and a function that closes it."""
     folder = f"/tmp/tdx-e2e-quotes-{owner.pid}"
     owner.call(syscalls.mkdir(folder, 0o700))
     tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-rf", folder)
@@ -116,7 +116,7 @@ def quote_service(
 def test_quote_in_flight(
     quote_service: tuple[dict[str, Any], Callable[[], None]], hkids: Hkids, movable_tds: QemuTds
 ) -> None:
-    """Its answer would be written by the source, to memory that is the destination's by then."""
+    """The source would write the answer to memory that belongs to the destination by then."""
     service, end = quote_service
     source = movable_tds.run(**service)
     assert ask(source, "q") == "quote 0"
@@ -153,12 +153,12 @@ def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
 
 @dataclass(frozen=True)
 class Unlike:
-    """A destination that is not like its source.
+    """A destination that differs from its source.
 
     :param changes: fields of the source's spec in which it differs.
     :param source: fields in which the source differs from the usual TD.
-    :param says: found in what it says on its standard error.
-    :param stops: its source has to be stopped to find it out.
+    :param says: found in its messages on standard error.
+    :param stops: the difference is found only after the source was stopped.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -188,7 +188,7 @@ UNLIKE = {
 @pytest.mark.usefixtures("td_move")
 @pytest.mark.parametrize("name", UNLIKE)
 def test_destination_that_is_not_like_the_source(name: str, hkids: Hkids, movable_tds: QemuTds) -> None:
-    """It is gone with its reason, all that it had is given back, and a second try works."""
+    """The destination exits with a reason and frees what it held, and a second try succeeds."""
     unlike = UNLIKE[name]
     source = movable_tds.run(**unlike.source)
     assert counts(source) == [1, 1]

@@ -34,7 +34,7 @@ def resets(td: QemuTd) -> int:
 
 
 def reset(td: QemuTd) -> None:
-    """Reset it, and wait until QEMU says that it has."""
+    """Reset the TD, and wait for QEMU's event."""
     before = resets(td)
     td.execute("system_reset")
     td.await_event("RESET", which=lambda _: resets(td) > before)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDs that a real QEMU runs: what the guest does reaches QEMU, and QEMU's commands reach the guest.
+"""TDs that a real QEMU runs: exits of the guest reach QEMU, and QEMU's commands reach the guest.
 
-The guest is the payload ``console``, which does what the serial port tells it.  Sources in QEMU:
+The guest is the payload ``console``, which executes commands from its serial port.  Sources in QEMU:
 ``tdx_handle_report_fatal_error`` in target/i386/kvm/tdx.c, ``kvm_cpu_exec`` in accel/kvm/kvm-all.c.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDs that execute: what the guest says reaches user space, and its state is its own between KVM_RUNs."""
+"""TDs that execute: output of the guest reaches user space, and its registers stay out of reach."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_vcpu_may_run_in_another_thread_each_time(launch: Launch) -> None:
 
 
 def pin(vcpu: Vcpu, cpu: int) -> None:
-    """Have the vCPU's KVM_RUN take place on one CPU from now on."""
+    """Pin the thread that calls KVM_RUN to one CPU."""
     assert vcpu.worker.call(syscalls.affinity([cpu])) == [cpu]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a running TD ends: whatever stops it, its HKID comes back and the TDX module keeps no page of it."""
+"""Ends of a running TD: whatever stops it, its HKID is freed and the TDX module keeps no page of it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_immediate_exit_keeps_kvm_run_from_entering(launch: Launch) -> None:
 
 
 def run(vcpu: Vcpu, reached: Reached) -> Job[SyscallResult]:
-    """KVM_RUN in a thread that does not look at ``kvm_run`` afterwards, which may be unmapped by then."""
+    """Start KVM_RUN in a thread that does not read ``kvm_run`` afterwards, which may be unmapped by then."""
     return once(vcpu, reached, lambda: vcpu.worker.start(commands.ioctl(vcpu.fd, Request.KVM_RUN)))
 
 
@@ -130,7 +130,7 @@ def test_guest_runs_on_when_the_fds_of_its_vm_and_vcpu_are_closed(
 
 
 def test_guest_ends_when_its_memory_is_closed(hkids: Hkids, assert_gone: Check, launch: Launch) -> None:
-    """The guest_memfd's fd is what holds private memory; the memory slot does not."""
+    """The guest_memfd's fd holds private memory; the memory slot does not."""
     built = launch("spin")
     (vcpu,) = built.vcpus
     output.numbers(vcpu, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Interrupts for a running TD: posted to it, whether its vCPU halts, runs, or is not in KVM_RUN at all."""
+"""Interrupts for a TD: posted to a vCPU that halts, runs, or is not in KVM_RUN."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GSI = 5
 
 
 def ready(vcpu: Vcpu) -> None:
-    """Run the payload ``interrupt`` to where it waits; it has had one interrupt then, its own."""
+    """Run the payload ``interrupt`` until it waits; it has had one interrupt then, its own."""
     assert output.numbers(vcpu, 2) == [1, INTERRUPTS_READY]
 
 
 @pytest.fixture
 def waiting(launch: Launch) -> Assembly:
-    """A guest that tells how many interrupts it has had, and halts between them."""
+    """A guest that writes the number of its interrupts after each, and halts between them."""
     built = launch("interrupt")
     ready(built.vcpus[0])
     return built
@@ -101,7 +101,7 @@ def test_guest_that_halts_stays_in_kvm_run_until_a_signal(waiting: Assembly) -> 
 
 
 def test_nmi_reaches_the_guest(launch: Launch) -> None:
-    """The payload has no IDT, so that any interrupt is a triple fault."""
+    """The payload has no IDT, so any interrupt is a triple fault."""
     (vcpu,) = launch("count").vcpus
     output.numbers(vcpu, 2)
     vcpu.nmi()

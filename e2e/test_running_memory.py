@@ -57,7 +57,7 @@ def test_page_is_mapped_when_the_guest_accepts_it_and_not_before(launch: Launch,
 
 
 def test_host_does_not_see_private_memory(launch: Launch) -> None:
-    """What the process has mapped at the same place is other memory."""
+    """The process has other memory mapped at the same place."""
     built = launch("accept", regions=ONE_PAGE)
     output.numbers(built.vcpus[0], 4)
     assert built.placed[-1].shared.read(0, PAGE_SIZE) == bytes(PAGE_SIZE)
@@ -92,7 +92,7 @@ def test_access_goes_on_when_user_space_puts_memory_there(launch: Launch) -> Non
 
 @pytest.fixture
 def sharing(launch: Launch) -> Assembly:
-    """A guest that has asked for its first page to be shared."""
+    """A guest that has requested that its first page be shared."""
     built = launch("memory", regions=MANY_PAGES)
     output.numbers(built.vcpus[0], 3)
     found = built.vcpus[0].run()
@@ -208,7 +208,7 @@ def test_memory_that_was_taken_away_is_no_longer_the_modules(
 
 
 def test_memory_is_taken_away_while_a_vcpu_is_in_the_guest(launch: Launch) -> None:
-    """The module lets go of a page only when no vCPU can still have it in its TLB: KVM has to kick them."""
+    """The module releases a page only when no vCPU can still have it in its TLB: KVM has to kick them."""
     built = launch("spin", vcpus=2, regions=ONE_PAGE)
     spinning, other = built.vcpus
     output.numbers(spinning, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDVMCALLs: which KVM answers alone and how, and which it hands to user space (GHCI 1.5)."""
+"""TDVMCALLs: those that KVM answers itself, and those that it passes to user space (GHCI 1.5)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BSP_X2APIC_ENABLED = 0xFEE00000 | 1 << 8 | 1 << 10 | 1 << 11
 
 @pytest.fixture
 def mailbox(launch: Launch) -> Mailbox:
-    """A guest that makes the TDVMCALLs that it is asked for."""
+    """A guest that makes the TDVMCALLs that the test puts into its mailbox."""
     return Mailbox(launch("vmcall"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the other tests lean on: kernel and TDX module tell the same story, and the host is what it says."""
+"""Prerequisites of the other tests: kernel and TDX module agree, and the host has the shape it reports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_kvm_offers_tds(kvm: Kvm) -> None:
 
 @pytest.mark.tdx_needs("misc-cgroup")
 def test_capacity_is_what_the_firmware_left_for_tds(tdx_host: TdxHost) -> None:
-    """The KeyIDs that the kernel found, one of which is the TDX module's own."""
+    """The kernel logs the KeyIDs that it found, one of which is the TDX module's own."""
     found = [KEYID_RANGE.search(record.text) for record in tdx_host.agent.files.kmsg()]
     ranges = [(int(one[1]), int(one[2])) for one in found if one is not None]
     if not ranges:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""vCPUs of a TD: how many there may be, who is told so, and when they may be created."""
+"""vCPUs of a TD: their limit, where it is reported, and when they may be created."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ one_and_two_packages = pytest.mark.parametrize(
 
 @pytest.fixture
 def limit(tdx_host: TdxHost, kvm: Kvm, contract: Contract) -> int:
-    """How many vCPUs a TD may have on this host, by the contract."""
+    """The number of vCPUs that the contract allows a TD on this host."""
     found = Sizes(tdx_host.facts.present_cpus, kvm.check_extension(Cap.MAX_VCPUS)).of(contract.default)
     assert found is not None
     return found
@@ -40,7 +40,7 @@ def limit(tdx_host: TdxHost, kvm: Kvm, contract: Contract) -> int:
 
 @pytest.fixture
 def td(td_initialized: Assembly) -> Td:
-    """A TD that has its HKID and may be given vCPUs."""
+    """A TD after KVM_TDX_INIT_VM."""
     return td_initialized.td
 
 
@@ -151,7 +151,7 @@ def test_two_at_once_do_not_both_get_the_last_place(
 
 
 def only_without_the_capability(contract: Contract) -> None:
-    """What can be done with it is for test_contract.py."""
+    """Skip the test where user space can set the limit; test_contract.py covers that."""
     if contract.errno(Promise.CAP_LOWER) == 0:
         pytest.skip(f"{contract.name} lets user space set the limit")
 

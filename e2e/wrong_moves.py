@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All that can be wrong with a move of a TD to another VM, one mistake at a time."""
+"""Wrong moves of a TD to another VM, one mistake at a time."""
 
 from __future__ import annotations
 
@@ -145,4 +145,4 @@ WRONG_MOVES: dict[str, tuple[Refusal, WrongMove]] = {
     "no-vm": (Refusal.MOVE_NO_VM, _no_vm),
     "itself": (Refusal.MOVE_ITSELF, _itself),
 }
-"""By the id that they have as a test's parameter."""
+"""Keys are the ids of a test's parameters."""
