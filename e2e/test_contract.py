@@ -58,7 +58,7 @@ def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, behaviour: Behaviou
     flavour = tdx_host.facts.flavour
     known = flavours.load()
     if flavour not in known:
-        pytest.skip(f"nobody says which contract the kernel {flavour or 'of this host'} is to have")
+        pytest.skip(f"no contract is declared for the kernel {flavour or 'of this host'}")
     assert str(behaviour.detection) == known[flavour].contract
 
 
