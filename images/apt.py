@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian packages by the host's own apt client, without root and without touching the host's apt.
+"""Debian packages by the host's apt client, without root and without a change of the host's apt.
 
 Only apt's network settings (proxy, authentication) are the host's; lists, cache and sources are private.
 """
@@ -39,17 +39,18 @@ _NOT_THERE = re.compile(
 )
 _UNTRUSTED = re.compile(r"NO_PUBKEY|not signed|signatures? (were|was) invalid|couldn't be verified|EXPKEYSIG")
 _ORIGINAL = re.compile(r"^'([^']+)' (\S+\.orig\.tar\.\w+) \d+ SHA256:([0-9a-f]{64})$")
+_DEB = re.compile(r"^'([^']+)' (\S+\.deb) \d+ SHA256:([0-9a-f]{64})$")
 _HELPER = Path("/usr/lib/apt/apt-helper")
 _MIRROR_HINT = f"name another mirror with --mirror or {MIRROR_ENV}"
 
 
 class NotThere(BuildError):
-    """The mirror does not have it."""
+    """The mirror lacks a suite, a package or a file."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """One line of what the host's apt reads its packages from."""
+    """One line of the sources of the host's apt."""
 
     uri: str
     suite: str
@@ -76,8 +77,7 @@ def choose_mirror(repositories: list[Repository]) -> str | None:
 def mirror(override: str | None, log: Log) -> str:
     """The URI of the Debian archive to use: an option, $TDX_E2E_MIRROR, or what the host's apt uses.
 
-    apt itself reads its configuration, so one-line and deb822 sources, disabled ones and includes are
-    all understood as apt understands them.
+    apt itself reads its configuration: one-line and deb822 sources, disabled sources and includes.
     """
     named = override or os.environ.get(MIRROR_ENV)
     if named:
@@ -118,7 +118,7 @@ def keyring() -> Path:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of an archive.
+    """A file of an archive, as its signed lists name it.
 
     :param path: below the archive's URI.
     """
@@ -142,8 +142,8 @@ class PrivateApt:
     """An apt client for one suite with its own lists and cache.
 
     :param suite: e.g. ``trixie-backports``; component main, architecture amd64.
-    :param sources: it knows source packages instead of binary ones, and takes lists that are past their
-        date: those of a mirror that stood still for some weeks.
+    :param sources: source packages instead of binary packages; lists past their date are accepted, as a
+        mirror that was not updated for some weeks has them.
     """
 
     def __init__(self, cache: Cache, mirror_uri: str, suite: str, log: Log, *, sources: bool = False) -> None:
@@ -165,7 +165,7 @@ class PrivateApt:
         )
 
     def versions(self, prefix: str, pattern: str) -> list[tuple[str, str]]:
-        """(package, version) of all packages named ``prefix`` and something that matches the expression."""
+        """(package, version) of all packages whose name is ``prefix`` and a match of the expression."""
         names = self._apt("apt-cache", "pkgnames", prefix, what="listing packages failed")
         matching = sorted(name for name in names if re.fullmatch(re.escape(prefix) + pattern, name))
         if not matching:
@@ -176,32 +176,27 @@ class PrivateApt:
         """The versions of one source package, in no order."""
         return [version for _, version in self._madison(package)]
 
-    def download(self, package: str, version: str, folder: Path) -> Path:
-        """Fetch one package, checked against the signed lists, into an empty folder."""
-        self._apt(
-            "apt-get",
-            "download",
-            f"{package}={version}",
-            cwd=folder,
-            of=f"{package} {version}, which its lists name",
-            what=f"downloading {package} {version} failed",
-        )
-        return next(folder.glob(f"{package}_*.deb"))
+    def binary(self, package: str, version: str) -> RemoteFile | None:
+        """The .deb of a package; None if the mirror has no such version."""
+        command = ("apt-get", "download", "--print-uris", f"{package}={version}")
+        return self._file(_DEB, *command, what=f"looking up {package} {version} failed")
 
     def original(self, package: str, version: str) -> RemoteFile | None:
-        """Upstream's tarball of a source package, None where it has no such file; signed lists name it."""
-        lines = self._apt(
-            *("apt-get", "source", "--download-only", "--print-uris", f"{package}={version}"),
-            what=f"looking up the source package {package} {version} failed",
+        """Upstream's tarball of a source package; None if the package has no such file."""
+        command = ("apt-get", "source", "--download-only", "--print-uris", f"{package}={version}")
+        return self._file(
+            _ORIGINAL, *command, what=f"looking up the source package {package} {version} failed"
         )
-        for line in lines:
-            if (match := _ORIGINAL.match(line)) and match[1].startswith(f"{self.mirror}/"):
+
+    def _file(self, wanted: re.Pattern[str], *command: str, what: str) -> RemoteFile | None:
+        for line in self._apt(*command, what=what):
+            if (match := wanted.match(line)) and match[1].startswith(f"{self.mirror}/"):
                 path = urllib.parse.unquote(match[1].removeprefix(f"{self.mirror}/"))
                 return RemoteFile(path, match[3])
         return None
 
     def fetch(self, file: RemoteFile, target: Path) -> None:
-        """Fetch one file of the archive, which has to have its SHA-256.
+        """Fetch one file of the archive and check its SHA-256.
 
         :raises NotThere: the mirror does not have it.
         """
@@ -209,7 +204,7 @@ class PrivateApt:
         new = target.with_name(target.name + ".new")
         new.unlink(missing_ok=True)
         name = Path(file.path).name
-        # Of a file: URI apt would make a link only.
+        # apt makes only a link to the file of a file: URI.
         mirror = re.sub("^file:", "copy:", self.mirror)
         uri = f"{mirror}/{urllib.parse.quote(file.path)}"
         self._apt(
@@ -264,9 +259,9 @@ class PrivateApt:
 
 
 def explain(error: CommandError, mirror_uri: str, what: str) -> BuildError:
-    """What a failure of apt's or mmdebstrap's means, from what it printed.
+    """The error for a failure of apt or mmdebstrap, by what it printed.
 
-    :param what: what was to be had from the mirror: a suite, a package.
+    :param what: the suite or package that was asked of the mirror.
     """
     text = "\n".join(error.output)
     if _NO_NETWORK.search(text):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The image cache: what is in it is whole, found by the hash of what it was made from.
+"""The image cache: whole images, each found by the hash of its inputs.
 
 ::
 
     artefacts/<kind>-<label>-<hash>/   finished images; manifest.json in each
     apt/                               private state of the apt client
     sources/, trees/, ccache/          QEMU's source, kernel trees, compiled files: kept for the next build
-    scratch/<name>/ + <name>.lock      a build under way; the lock is held as long as its process lives
+    scratch/<name>/ + <name>.lock      a build under way; its process holds the lock until it ends
     locks/, logs/
 """
 
@@ -37,7 +37,7 @@ _KEPT_LOGS = 40
 
 
 def cache_root(override: Path | None = None) -> Path:
-    """Where the cache is: ``override``, $TDX_E2E_CACHE, $XDG_CACHE_HOME/tdx-e2e or ~/.cache/tdx-e2e."""
+    """The cache's folder: ``override``, $TDX_E2E_CACHE, $XDG_CACHE_HOME/tdx-e2e or ~/.cache/tdx-e2e."""
     if override is not None:
         return override.absolute()
     if named := os.environ.get(CACHE_ENV):
@@ -82,12 +82,12 @@ class Artefact:
     content_hash: str
 
     def manifest(self) -> dict[str, Any]:
-        """What the image was made from, and how long each step took."""
+        """The inputs of the image, and the seconds of each step that made it."""
         manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
         return manifest
 
     def size(self) -> int:
-        """Bytes that the image really occupies on disk (holes are not counted)."""
+        """Bytes that the image occupies on disk; holes do not count."""
         return disk_usage(self.path)
 
 
@@ -138,76 +138,64 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, name: str, reporter: Reporter) -> Iterator[None]:
-        """Hold the lock ``name``; waits for another process that has it, after saying so."""
-        from filelock import FileLock, Timeout
-
-        self._make(self._locks)
-        lock = FileLock(self._locks / f"{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            reporter.note(f"another process is building {name}; waiting for it to finish")
-            lock.acquire()
-        try:
+        """Hold the lock ``name``; if another process holds it, print that and wait."""
+        path = self._lock_file(name)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(_locked(path, wait=False))
+            except BlockingIOError:
+                reporter.note(f"another process is building {name}; waiting for it to finish")
+                held.enter_context(_locked(path))
             yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """A new folder for one build, removed when the block is left, whatever happens.
 
-        What a killed build left behind is removed first.
+        Folders that killed builds left behind are removed first.
         """
         self.remove_stale_scratch()
-        with self._gate():
-            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._scratch))
-            guard = _guard_of(folder)
-            descriptor = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            remove_tree(folder)
-            guard.unlink(missing_ok=True)
-            os.close(descriptor)
+        with contextlib.ExitStack() as held:
+            with self._gate():
+                folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._scratch))
+                guard = _guard_of(folder)
+                held.enter_context(_locked(guard))
+            try:
+                yield folder
+            finally:
+                remove_tree(folder)
+                guard.unlink(missing_ok=True)
 
     def remove_stale_scratch(self) -> int:
-        """Remove scratch folders whose process is gone; returns how many."""
+        """Remove scratch folders whose process is gone; returns their number."""
         if not self._scratch.is_dir():
             return 0
         removed = 0
         with self._gate():
             for folder in [path for path in self._scratch.iterdir() if path.is_dir()]:
                 guard = _guard_of(folder)
-                descriptor = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # In use, or still written to by a child of its killed builder: left for the next time.
+                with contextlib.suppress(OSError), _locked(guard, wait=False):
                     remove_tree(folder)
                     guard.unlink(missing_ok=True)
                     removed += 1
-                except OSError:
-                    # In use, or still being written by what its killed builder started: the next time.
-                    continue
-                finally:
-                    os.close(descriptor)
         return removed
 
     @contextlib.contextmanager
     def _gate(self) -> Iterator[None]:
-        """Keeps making a scratch folder and judging which are stale apart."""
+        """Excludes the creation of a scratch folder from the search for stale ones."""
         self._make(self._scratch)
-        descriptor = os.open(self._scratch / "gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with _locked(self._scratch / "gate"):
             yield
-        finally:
-            os.close(descriptor)
+
+    def _lock_file(self, name: str) -> Path:
+        self._make(self._locks)
+        return self._locks / f"{name}.lock"
 
     def publish(
         self, folder: Path, kind: str, label: str, content_hash: str, manifest: Mapping[str, object]
     ) -> Artefact:
-        """Make a scratch folder that holds a finished image an artefact, in one rename.
+        """Turn a scratch folder that holds a finished image into an artefact, in one rename.
 
         The caller holds the artefact's lock.
         """
@@ -221,7 +209,7 @@ class Cache:
         return Artefact(target, kind, label, content_hash)
 
     def new_log(self, name: str) -> Log:
-        """A log file for one build; the oldest ones go."""
+        """Returns a log file for one build; removes the oldest logs."""
         self._make(self._logs)
         logs = sorted(self._logs.glob("*.log"))
         for old in logs[: max(0, len(logs) - _KEPT_LOGS)]:
@@ -233,7 +221,7 @@ class Cache:
         return disk_usage(self.root)
 
     def discard(self, artefact: Artefact) -> None:
-        """Remove an artefact: at once for those who look for it, then its files."""
+        """Remove an artefact: from :meth:`find` at once, then its files."""
         with self.scratch("discarded") as scratch:
             artefact.path.rename(scratch / artefact.path.name)
 
@@ -242,13 +230,11 @@ class Cache:
 
         :raises BuildError: a build is under way.
         """
-        from filelock import FileLock, Timeout
-
         with contextlib.ExitStack() as held:
             for path in sorted(self._locks.glob("*.lock")):
                 try:
-                    held.enter_context(FileLock(path).acquire(timeout=0))
-                except Timeout as error:
+                    held.enter_context(_locked(path, wait=False))
+                except BlockingIOError as error:
                     raise BuildError(
                         f"{path.stem} is being built", hint="clean again when that build has ended"
                     ) from error
@@ -281,12 +267,23 @@ class Cache:
             ) from error
 
 
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a file, made if it is missing, until the block is left or this process has ended.
+
+    :raises BlockingIOError: another process holds it, and ``wait`` is false.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
 def _guard_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".lock")
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder, never through a mount point.
+    """Remove a folder, unless something is mounted below it.
 
     :raises BuildError: something is mounted below it.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 from images import shell
 from images.cache import Artefact, Cache
@@ -13,9 +14,9 @@ from images.kernel import flavours
 from images.payloads import build as payloads_build
 from images.progress import Reporter, reporter
 from images.qemu import build as qemu_build
-from images.qemu import buildroot
-from images.rootfs import base as rootfs_base
+from images.qemu import debian as buildroot
 from images.rootfs import build as rootfs_build
+from images.rootfs import debian
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,38 +35,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
-    """Build what was asked for; one line a finished image, on standard output."""
-    request = kernel_build.Request(arguments.flavour, arguments.kernel_tree, arguments.kernel_version)
-    flavours.get(request.flavour)
-    everything = arguments.what == "all"
-    mirror, refresh, qemu_tree = arguments.mirror, arguments.refresh, arguments.qemu_tree
-    if everything or arguments.what == "payloads":
-        _print_done(payloads_build.ensure(cache, report))
-    if everything or arguments.what == "qemu":
-        _print_done(qemu_build.ensure(cache, report, tree=qemu_tree, mirror=mirror, refresh=refresh))
-    if everything or arguments.what == "rootfs":
-        _print_done(rootfs_build.ensure(cache, report, qemu_tree=qemu_tree, mirror=mirror))
-    if everything or arguments.what == "kernel":
-        _print_done(kernel_build.ensure(cache, request, report, mirror=mirror, refresh=refresh))
+    """Build one kind of image, or all; prints one line for each."""
+    kernel = kernel_build.Request(arguments.flavour, arguments.kernel_tree, arguments.kernel_version)
+    # Before the others are built.
+    flavours.get(kernel.flavour)
+    mirror, refresh, tree = arguments.mirror, arguments.refresh, arguments.qemu_tree
+    builders: dict[str, Callable[[], Artefact]] = {
+        "payloads": lambda: payloads_build.ensure(cache, report),
+        "qemu": lambda: qemu_build.ensure(cache, report, tree=tree, mirror=mirror, refresh=refresh),
+        "rootfs": lambda: rootfs_build.ensure(cache, report, qemu_tree=tree, mirror=mirror),
+        "kernel": lambda: kernel_build.ensure(cache, kernel, report, mirror=mirror, refresh=refresh),
+    }
+    for what, ensure in builders.items():
+        if arguments.what in (what, "all"):
+            made = ensure()
+            print(f"{made.kind} {made.label} {made.content_hash} {made.path}", flush=True)
     if report.timings:
         report.note(f"built in {sum(seconds for _, seconds in report.timings):.0f} s")
     return 0
 
 
-def _print_done(artefact: Artefact) -> None:
-    print(f"{artefact.kind} {artefact.label} {artefact.content_hash} {artefact.path}", flush=True)
-
-
 def current(cache: Cache) -> set[str]:
     """Names of the artefacts that the present sources make, in every flavour."""
-    found = [rootfs_base.DEBIAN.find(cache), rootfs_build.find(cache), payloads_build.find(cache)]
+    found = [debian.DEBIAN.find(cache), rootfs_build.find(cache), payloads_build.find(cache)]
     found += [buildroot.DEBIAN.find(cache), qemu_build.find(cache)]
     found += [kernel_build.find(cache, kernel_build.Request(name)) for name in flavours.load()]
     return {artefact.path.name for artefact in found if artefact is not None}
 
 
 def list_artefacts(cache: Cache) -> int:
-    """One line an artefact: kind, label, version, size, age, content hash, and whether it is up to date."""
+    """Print one line for each artefact: kind, label, version, size, age, content hash, ``current``."""
     up_to_date = current(cache)
     rows = [("KIND", "LABEL", "VERSION", "SIZE", "AGE", "CONTENT HASH", "")]
     for artefact in cache.artefacts():
@@ -84,7 +83,7 @@ def list_artefacts(cache: Cache) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"in {cache.root}: {human_size(cache.usage())} with what is kept for the next build")
+    print(f"in {cache.root}: {human_size(cache.usage())} with trees and objects for the next build")
     return 0
 
 

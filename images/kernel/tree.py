@@ -2,50 +2,83 @@
 """A kernel tree that is kept for the next build: the base, changed in place and put back.
 
 A file is written only when its content changes, so that make rebuilds what depends on it and nothing
-else.  Which files differ from the base is on disk before the first of them is touched: a build that is
-killed half-way leaves a tree that the next one puts right.
+else.  The list of files that differ from the base is on disk before the first of them is touched: a build
+that is killed half-way leaves a tree that the next build puts right.
+
+This is no git work tree with ``git am``.  Going from one flavour to another by way of the base writes every
+patched file twice, and make goes by the time of the writing: the hooks alone touch headers that half of the
+kernel includes.  Debian's tarball has no repository, and a user's tree is built with its uncommitted
+changes, without a write to its repository.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from images import trees
+from images.cache import Cache, remove_tree
 from images.errors import BuildError
-from images.kernel import needed, unchanged
+from images.kernel import needed, source, unchanged
 from images.patching import Changes
+from images.recipe import Work
+from images.sources import Source
+
+OUT_BYTES = 700_000_000
+"""Space that a build folder and the artefact need."""
 
 
 class Base(Protocol):
-    """Where a tree's unchanged files come from."""
+    """The unchanged files of a kept tree."""
 
     def read(self, path: str) -> bytes | None:
-        """The base's content of a path, None where it has none."""
+        """The base's content of a path, None for a file that the base lacks."""
 
     def guarded(self) -> dict[str, str]:
         """Path → SHA-256 of KVM's files in the base."""
 
 
+class Origin(Protocol):
+    """A kernel source before our patches."""
+
+    def version(self) -> str:
+        """Linux's version."""
+
+    def identity(self) -> dict[str, object]:
+        """Its part of a kernel's inputs."""
+
+    def kept_folder(self, cache: Cache) -> Path:
+        """The folder of its tree in the cache."""
+
+    def bring(self, tree: KeptTree, work: Work) -> Base:
+        """Bring the kept tree up to date; the caller holds its lock."""
+
+
 class KeptTree:
-    """A source tree and its build folder in the cache.
+    """A source tree and its build folders in the cache.
 
     :param folder: ``src`` is the tree; the caller holds the tree's lock.
-    :param config: each configuration has a build folder of its own, ``out`` or ``out-<config>``.
+    :param config: name of the configuration.
+    :param compiler: its version.  Each configuration and compiler has a build folder of its own: make's
+        dependencies name the compiler's own headers by path.
     """
 
-    def __init__(self, folder: Path, config: str = "") -> None:
+    def __init__(self, folder: Path, config: str = "", compiler: str = "") -> None:
         self.folder = folder
         self.src = folder / "src"
-        self.out = folder / (f"out-{config}" if config else "out")
+        compiler = re.sub(r"[^\w.+~-]+", "-", compiler).strip("-")
+        self.out = folder / "-".join(filter(None, ("out", config, compiler)))
         self._originals = folder / "originals"
         self._state = folder / "changed.json"
 
     def changed_paths(self) -> dict[str, bool]:
-        """Paths that may differ from the base → whether the base has such a file."""
+        """Path that may differ from the base → whether the base has such a file."""
         try:
             changed: dict[str, bool] = json.loads(self._state.read_text())
         except FileNotFoundError:
@@ -103,6 +136,50 @@ class KeptTree:
         _replace(self._state, json.dumps(changed, sort_keys=True, indent=1).encode(), executable=False)
 
 
+@dataclass(frozen=True)
+class Package:
+    """A package of Debian's; see :mod:`images.kernel.source`."""
+
+    source: Source
+
+    def version(self) -> str:
+        return self.source.upstream
+
+    def identity(self) -> dict[str, object]:
+        return {key: getattr(self.source, key) for key in ("package", "version", "sha256")}
+
+    def kept_folder(self, cache: Cache) -> Path:
+        return source.kept_folder(cache, self.source)
+
+    def bring(self, tree: KeptTree, work: Work) -> Base:
+        """Fetch and unpack the package, unless it was."""
+        facts = self._facts(tree) or self._fetch(tree, work)
+        return PackageBase(tree, facts["kvm"])
+
+    def _facts(self, tree: KeptTree) -> dict[str, Any] | None:
+        """What was recorded with the tree; None if it is not there, or of other bytes or other files."""
+        try:
+            facts: dict[str, Any] = json.loads((tree.folder / "package.json").read_text())
+        except FileNotFoundError:
+            return None
+        same = facts.get("left_out") == list(needed.LEFT_OUT) and facts.get("sha256") == self.source.sha256
+        return facts if same else None
+
+    def _fetch(self, tree: KeptTree, work: Work) -> dict[str, Any]:
+        work.cache.require_space(source.UNPACKED_BYTES + OUT_BYTES, "the kernel source")
+        deb = source.fetch(work, self.source)
+        whole = work.scratch / "tree"
+        whole.mkdir()
+        hashes = source.unpack(deb, whole / "src", work.log, work.reporter)
+        (whole / "unpack.err").unlink(missing_ok=True)
+        facts = {**self.identity(), "left_out": list(needed.LEFT_OUT), "kvm": hashes}
+        (whole / "package.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        tree.folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_tree(tree.folder)
+        whole.rename(tree.folder)
+        return facts
+
+
 class PackageBase:
     """A package's files: those of the tree itself, as long as they are not changed there.
 
@@ -120,10 +197,10 @@ class PackageBase:
         return self._hashes
 
 
-class UserBase:
-    """A tree of the user's, only ever read.
+class UserTree:
+    """A user's tree, which is never written to.
 
-    :raises BuildError: it is no kernel tree.
+    :raises BuildError: it is not a kernel tree.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -133,6 +210,21 @@ class UserBase:
                 f"{folder} is not a Linux kernel tree",
                 hint="--kernel-tree takes the folder that has arch/ in it",
             )
+
+    def identity(self) -> dict[str, object]:
+        return trees.identity(self.folder, self.files())
+
+    def kept_folder(self, cache: Cache) -> Path:
+        key = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        return cache.trees / f"user-{self.folder.name}-{key}"
+
+    def bring(self, tree: KeptTree, work: Work) -> Base:
+        work.cache.require_space(source.UNPACKED_BYTES + OUT_BYTES, "the copy of the kernel tree")
+        tree.folder.mkdir(parents=True, exist_ok=True)
+        with work.reporter.step(f"kernel: copying what changed in {self.folder}"):
+            moved = self.copy_to(tree)
+            work.log.note(f"{moved} files differed from the copy")
+        return self
 
     def read(self, path: str) -> bytes | None:
         file = self.folder / path
@@ -154,7 +246,7 @@ class UserBase:
         return numbers + values.get("EXTRAVERSION", "")
 
     def files(self) -> dict[str, str]:
-        """Path → fingerprint of every file that a build reads; what it made is left out."""
+        """Path → fingerprint of every file that a build reads, without the files that a build made."""
         return trees.fingerprints(
             self.folder, filter(needed.is_needed, trees.listed(self.folder, _is_output))
         )
@@ -163,8 +255,7 @@ class UserBase:
         """Bring a kept tree up to date; returns the number of files that were copied or removed.
 
         Copies get the present time, so that make sees a file that was replaced by an older one.  The
-        list of what was copied is written last: after an interrupted copy, the files that it was about
-        are copied again.
+        list of copies is written last: after an interrupted copy, its files are copied again.
         """
         listing = tree.folder / "copied.json"
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Building the payloads: every ``NAME.S`` and ``NAME.c`` here becomes the flat image ``NAME.bin``.
+"""Build the payloads: every ``NAME.S`` and ``NAME.c`` here becomes the flat image ``NAME.bin``.
 
-A source says where its image begins in a comment, ``payload: base=0xfffff000``; the image ends at 4 GiB and
+A source names the begin of its image in a comment, ``payload: base=0xfffff000``; the image ends at 4 GiB and
 holds the reset vector, as a TD's firmware does.  ``lib/*.S`` and ``lib/*.c`` are linked to the payloads that
 refer to them; ``include/`` is on the search path.  C is compiled position-independent, without a red zone,
 SSE or a libc.
@@ -12,15 +12,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from images import tools
-from images.cache import Artefact, Cache, digest_files, digest_inputs
-from images.commands import Log, require_tools, run
+from images.cache import Artefact, Cache, digest_files
+from images.commands import Log, run
 from images.errors import BuildError
 from images.progress import Reporter
+from images.recipe import Recipe, Work
+from images.tools import versions
 
-KIND = "payloads"
 _HERE = Path(__file__).parent
-_LABEL = "x86_64"
 _INPUTS = ("*.S", "*.c", "*.h", "*.ld", "include/**/*.h", "lib/*.S", "lib/*.c", "build.py")
 _TOOLS = {"gcc": "gcc", "ld": "binutils", "ar": "binutils", "objcopy": "binutils", "setpriv": "util-linux"}
 _BASE = re.compile(r"payload:\s*base=(0x[0-9a-fA-F]+)")
@@ -38,7 +37,7 @@ _FLAGS = (
 def base_of(source: Path) -> int:
     """The guest-physical address at which a payload's image begins; its size is 4 GiB minus that.
 
-    :raises BuildError: the source does not say, or says something impossible.
+    :raises BuildError: the source names none, or an impossible one.
     """
     match = _BASE.search(source.read_text())
     if match is None:
@@ -54,38 +53,22 @@ def base_of(source: Path) -> int:
     return base
 
 
-def inputs() -> dict[str, object]:
-    """Everything that the payloads are made from."""
-    return {"files": digest_files(_HERE, _INPUTS), "tools": tools.versions("gcc", "ld", "objcopy")}
+class Payloads(Recipe):
+    """All payloads, as flat images."""
 
+    kind = "payloads"
+    label = "x86_64"
+    what = "the payloads"
+    tools = _TOOLS
+    space = 10_000_000
 
-def find(cache: Cache) -> Artefact | None:
-    """The finished payloads for the present sources, or None."""
-    return cache.find(KIND, _LABEL, digest_inputs(inputs()))
+    def inputs(self) -> dict[str, object]:
+        return {"files": digest_files(_HERE, _INPUTS), "tools": versions("gcc", "ld", "objcopy")}
 
-
-def ensure(cache: Cache, reporter: Reporter) -> Artefact:
-    """The payloads, built if they are not in the cache.
-
-    :raises BuildError: one does not build.
-    """
-    require_tools(_TOOLS, "the payloads")
-    wanted = inputs()
-    content_hash = digest_inputs(wanted)
-    if found := cache.find(KIND, _LABEL, content_hash):
-        return found
-    with cache.lock(KIND, reporter):
-        if found := cache.find(KIND, _LABEL, content_hash):
-            return found
-        with (
-            cache.new_log(KIND) as log,
-            cache.scratch(KIND) as scratch,
-            reporter.step("payloads: building"),
-        ):
-            out = scratch / "out"
-            bases = build_all(_HERE, scratch, out, log)
-            manifest = {"inputs": wanted, "bases": {name: hex(base) for name, base in bases.items()}}
-            return cache.publish(out, KIND, _LABEL, content_hash, manifest)
+    def make(self, work: Work) -> dict[str, object]:
+        with work.reporter.step("payloads: building"):
+            bases = build_all(_HERE, work.scratch, work.out, work.log)
+        return {"bases": {name: hex(base) for name, base in bases.items()}}
 
 
 def images_of(artefact: Artefact) -> dict[str, Path]:
@@ -94,8 +77,7 @@ def images_of(artefact: Artefact) -> dict[str, Path]:
 
 
 def build_all(sources: Path, scratch: Path, out: Path, log: Log) -> dict[str, int]:
-    """Build every payload of a folder; returns name → base.  ``scratch`` takes the objects."""
-    out.mkdir()
+    """Build every payload of a folder into ``out``; returns name → base.  The objects go to ``scratch``."""
     objects = scratch / "objects"
     objects.mkdir()
     library = [_compile(source, sources, objects, log) for source in _sources(sources / "lib")]
@@ -125,7 +107,7 @@ def build_all(sources: Path, scratch: Path, out: Path, log: Log) -> dict[str, in
         if image.stat().st_size != _END - base:
             raise BuildError(
                 f"{source.name}: the image has {image.stat().st_size} bytes instead of {_END - base}",
-                hint="everything has to stand in sections that payload.ld knows",
+                hint="payload.ld has to name every section of it",
                 log=log.path,
             )
     return bases
@@ -143,3 +125,16 @@ def _compile(source: Path, sources: Path, objects: Path, log: Log) -> Path:
         what=f"the payload {source.name} does not compile",
     )
     return target
+
+
+def find(cache: Cache) -> Artefact | None:
+    """The finished payloads for the present sources, or None."""
+    return Payloads().find(cache)
+
+
+def ensure(cache: Cache, reporter: Reporter) -> Artefact:
+    """The payloads, built if they are not in the cache.
+
+    :raises BuildError: a payload does not build.
+    """
+    return Payloads().ensure(cache, reporter)

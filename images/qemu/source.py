@@ -1,64 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's source: upstream's tarball as Debian has it, chosen among suites, fetched, kept in the cache.
-
-What was chosen is remembered, so that a later build needs no network.
-"""
+"""QEMU's source: upstream's tarball as Debian has it, chosen among suites, kept in the cache."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from images import apt
-from images.apt import NotThere, PrivateApt, RemoteFile
+from images import apt, sources
+from images.apt import NotThere, PrivateApt
 from images.cache import Cache, file_sha256
-from images.commands import Log
-from images.memory import Memory
 from images.progress import Reporter
+from images.recipe import Work, work_on
+from images.sources import LastUsed, Source, upstream_version
 
 SERIES = "11."
 SUITES = ("trixie-backports", "forky", "sid")
 _PACKAGE = "qemu"
 
-
-@dataclass(frozen=True)
-class Source:
-    """One version of QEMU's source.
-
-    :param version: upstream's, with what Debian says of its tarball: ``11.1.1+ds``.
-    :param path: of the tarball, below the archive's URI.
-    """
-
-    version: str
-    path: str
-    sha256: str
-
-    @property
-    def upstream(self) -> str:
-        """``11.1.1`` of ``11.1.1+ds``."""
-        return self.version.partition("+")[0]
-
-    @property
-    def file_name(self) -> str:
-        return Path(self.path).name
-
-
 PINNED = Source(
+    _PACKAGE,
     "11.1.1+ds",
     "pool/main/q/qemu/qemu_11.1.1+ds.orig.tar.xz",
     "0b1376e75dbe3e2fea4e408f8669f88a723f419f36a5b7d74cc6a4cfe07e4f5e",
 )
-"""The last resort: a mirror's files may outlive the lists that name them, and its lists its files."""
+"""The last resort: a mirror may keep a file that its lists no longer name, or list a file that it lacks."""
 
 
-def upstream_version(version: str) -> str:
-    """``11.1.3+ds`` of ``1:11.1.3+ds-1~bpo13+1``."""
-    without_epoch = version.rpartition(":")[2]
-    return without_epoch.rpartition("-")[0] or without_epoch
+def last_used(cache: Cache) -> LastUsed:
+    """The source of the cache's QEMU."""
+    return LastUsed(cache, "qemu-source.json")
 
 
 def choose(available: list[str]) -> list[str]:
-    """Those of Debian's versions to try, best first: the newest of each of :data:`SERIES`."""
+    """Candidates among Debian's versions, best first: each upstream version of :data:`SERIES` once."""
     usable = [version for version in available if upstream_version(version).startswith(SERIES)]
     found: dict[str, str] = {}
     for version in sorted(usable, key=apt.version_key, reverse=True):
@@ -66,15 +40,49 @@ def choose(available: list[str]) -> list[str]:
     return list(found.values())
 
 
-def memory(cache: Cache) -> Memory[Source]:
-    """Which source was used before."""
-    return Memory(cache, "qemu-source.json", Source)
+def candidates(cache: Cache, reporter: Reporter, *, mirror: str | None, refresh: bool) -> Iterator[Source]:
+    """The sources to try, best first; the mirror is asked only if the last one used will not do.
+
+    :param refresh: pass over the last one used.
+    :raises BuildError: no network, or lists that cannot be trusted.
+    """
+    known = None if refresh else last_used(cache).recall()
+    if known is not None:
+        yield known
+    with cache.lock("package-lists", reporter), work_on(cache, reporter, mirror, "qemu-source") as work:
+        listed = _listed(work)
+    yield from (source for source in listed if source != known)
 
 
-def kept(cache: Cache, source: Source) -> Path | None:
-    """The tarball, if it is in the cache, whole."""
-    tarball = cache.sources / source.file_name
-    return tarball if tarball.is_file() and file_sha256(tarball) == source.sha256 else None
+def _listed(work: Work) -> list[Source]:
+    clients: dict[str, PrivateApt] = {}
+    with work.reporter.step("qemu: reading the package lists"):
+        for client in sources.clients(work, SUITES, sources=True):
+            try:
+                client.update()
+            except NotThere as error:
+                work.reporter.note(f"qemu: {error.message}")
+                continue
+            clients |= dict.fromkeys(client.source_versions(_PACKAGE), client)
+        found = []
+        for version in choose(list(clients)):
+            file = clients[version].original(_PACKAGE, version)
+            if file is not None:
+                found.append(Source(_PACKAGE, upstream_version(version), file.path, file.sha256))
+    return found if PINNED in found else [*found, PINNED]
+
+
+def fetch(work: Work, source: Source) -> Path:
+    """Returns the tarball, downloaded into the cache unless it is there, whole.
+
+    :raises NotThere: the mirror does not have it.
+    """
+    folder = work.cache.sources
+    kept = folder / source.file_name
+    if kept.is_file() and file_sha256(kept) == source.sha256:
+        return kept
+    client, *_ = sources.clients(work, SUITES, sources=True)
+    return sources.fetch(work, client, source, folder)
 
 
 def forget_others(cache: Cache, source: Source) -> None:
@@ -82,50 +90,3 @@ def forget_others(cache: Cache, source: Source) -> None:
     for path in cache.sources.glob(f"{_PACKAGE}_*"):
         if path.name != source.file_name:
             path.unlink()
-
-
-class Archive:
-    """The mirror's QEMU sources.
-
-    :param mirror: URI, or None for the host's.
-    """
-
-    def __init__(self, cache: Cache, mirror: str | None, log: Log, reporter: Reporter) -> None:
-        self._cache = cache
-        self._reporter = reporter
-        uri = apt.mirror(mirror, log)
-        self._clients = {suite: PrivateApt(cache, uri, suite, log, sources=True) for suite in SUITES}
-
-    def candidates(self) -> list[Source]:
-        """What to try, best first; the mirror need not have all of it.
-
-        :raises BuildError: no network, or lists that cannot be trusted.
-        """
-        suite_of: dict[str, str] = {}
-        with self._reporter.step("qemu: reading the package lists"):
-            for suite, client in self._clients.items():
-                try:
-                    client.update()
-                except NotThere as error:
-                    self._reporter.note(f"qemu: {error.message}")
-                    continue
-                suite_of |= dict.fromkeys(client.source_versions(_PACKAGE), suite)
-            found = []
-            for version in choose(list(suite_of)):
-                file = self._clients[suite_of[version]].original(_PACKAGE, version)
-                if file is not None:
-                    found.append(Source(upstream_version(version), file.path, file.sha256))
-        return found if PINNED in found else [*found, PINNED]
-
-    def fetch(self, source: Source) -> Path:
-        """The tarball, downloaded into the cache.
-
-        :raises NotThere: the mirror does not have it.
-        """
-        with self._reporter.step(f"qemu: downloading the source of {source.upstream}"):
-            self._cache.sources.mkdir(parents=True, exist_ok=True)
-            target = self._cache.sources / source.file_name
-            # Any of the clients will do: which lists it has makes no difference.
-            client = next(iter(self._clients.values()))
-            client.fetch(RemoteFile(source.path, source.sha256), target)
-        return target

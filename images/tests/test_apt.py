@@ -134,3 +134,21 @@ def test_a_missing_keyring_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apt, "_KEYRINGS", (Path("/nonexistent/keyring"),))
     with pytest.raises(BuildError, match="archive keys are not on this machine"):
         apt.keyring()
+
+
+def test_a_package_is_looked_up_by_its_hash_and_its_path_below_the_mirror(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from images.cache import Cache
+
+    name, digest = "pool/main/l/linux/linux-source-7.3_7.3.4-1{}_all.deb", "0123456789abcdef" * 4
+    printed = [
+        "W: Download is performed unsandboxed as root",
+        f"'http://m.invalid/debian/{name.format('%7ebpo13%2b1')}' x_all.deb 166780612 SHA256:{digest}",
+    ]
+    monkeypatch.setattr(apt, "run", lambda *_, **__: printed)
+    client = apt.PrivateApt(Cache(tmp_path), "http://m.invalid/debian", "trixie-backports", log)
+    found = client.binary("linux-source-7.3", "7.3.4-1~bpo13+1")
+    assert found == apt.RemoteFile(name.format("~bpo13+1"), digest)
+    other = apt.PrivateApt(Cache(tmp_path), "http://other.invalid/debian", "trixie-backports", log)
+    assert other.binary("linux-source-7.3", "7.3.4-1~bpo13+1") is None

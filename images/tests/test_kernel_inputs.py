@@ -8,16 +8,20 @@ import io
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from images.cache import Cache, digest_inputs
+from images.cache import Cache
 from images.commands import Log
 from images.errors import BuildError
-from images.kernel import build, config, flavours, package
-from images.kernel.package import Source, choose, matches, unpack
+from images.kernel import build, config, flavours, source
+from images.kernel.source import choose, matches, unpack
+from images.kernel.tree import KeptTree, Package
 from images.progress import Reporter
+from images.recipe import Work
+from images.sources import Source
 
 _needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="this machine has no dpkg")
 
@@ -73,15 +77,60 @@ def test_a_version_is_not_taken_for_a_longer_one() -> None:
 
 
 def test_what_was_used_is_remembered_for_each_request(cache: Cache) -> None:
-    memory = package.memory(cache)
-    assert memory.recall(None) is None
-    old, new = Source("linux-source-7.3", "7.3.4-1", "aa"), Source("linux-source-7.3", "7.3.5-1", "bb")
-    memory.remember(None, old)
-    memory.remember("7.3.5", new)
-    assert memory.recall(None) == old
-    assert memory.recall("7.3.4-1") == old
-    assert memory.recall("7.3.5") == new
-    assert (new.series, new.upstream) == ("7.3", "7.3.5")
+    used = source.last_used(cache)
+    assert used.recall(None) is None
+    old, new = _source("7.3.4-1"), _source("7.3.5-1~bpo13+1")
+    used.record(None, old)
+    used.record("7.3.5", new)
+    assert used.recall(None) == old
+    assert used.recall("7.3.4-1") == old
+    assert used.recall("7.3.5") == new
+    assert new.upstream == "7.3.5"
+
+
+def test_a_record_without_the_path_of_the_source_is_none(cache: Cache) -> None:
+    cache.root.mkdir()
+    (cache.root / "kernel-sources.json").write_text(
+        '{"": {"package": "linux-source-7.3", "version": "7.3.4-1", "sha256": "aa"}}'
+    )
+    assert source.last_used(cache).recall() is None
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[Source]:
+    """The sources that the mirror has; the list is empty as long as there is no network."""
+    found: list[Source] = []
+
+    def look(work: Work, asked: str | None) -> list[Source]:
+        if not found:
+            raise BuildError("no network")
+        return found
+
+    monkeypatch.setattr(source, "_listed", look)
+    return found
+
+
+def _candidates(cache: Cache, report: Reporter, *, refresh: bool = False) -> Iterator[Source]:
+    return source.candidates(cache, report, mirror=None, asked=None, refresh=refresh)
+
+
+def test_the_source_used_last_needs_no_mirror(cache: Cache, report: Reporter, listed: list[Source]) -> None:
+    used, newer = _source("7.3.4-1"), _source("7.3.5-1")
+    source.last_used(cache).record(None, used)
+    assert next(_candidates(cache, report)) == used
+    with pytest.raises(BuildError, match="no network"):
+        next(_candidates(cache, report, refresh=True))
+    listed.extend((newer, used))
+    # Its file is gone from the mirror: another version will do.
+    assert list(_candidates(cache, report)) == [used, newer]
+    assert list(_candidates(cache, report, refresh=True)) == [newer, used]
+    # Its tree is here, so a patch does not apply, and that is no reason for another version.
+    source.kept_folder(cache, used).mkdir(parents=True)
+    assert list(_candidates(cache, report)) == [used]
+
+
+def _source(version: str) -> Source:
+    return Source("linux-source-7.3", version, f"pool/linux-source-7.3_{version}_all.deb", "aa")
 
 
 def _package(folder: Path, *, whole: bool = True) -> Path:
@@ -198,9 +247,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _hash(**base: object) -> str:
+def _hash(version: str = "7.3.4-1") -> str:
     flavour = flavours.Flavour("upstream", "", (), True, "upstream")
-    return digest_inputs(build._inputs(flavour, {"version": "7.3.4", **base}))
+    return build.Kernel(flavour, Package(_source(version)), Cache(Path("/nowhere"))).key()
 
 
 @pytest.mark.usefixtures("recipe")
@@ -221,7 +270,7 @@ def test_a_change_of_any_input_makes_another_kernel(recipe: Path, name: str) -> 
 @pytest.mark.usefixtures("recipe")
 def test_version_and_compiler_make_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     before = _hash()
-    assert _hash(version="7.3.5") != before
+    assert _hash("7.3.5-1") != before
     monkeypatch.setattr("images.tools.versions", lambda *_: {"gcc": "gcc 99"})
     assert _hash() != before
 
@@ -243,12 +292,41 @@ def test_init_is_told_what_to_load_in_order() -> None:
 
 
 def test_a_space_check_comes_before_anything_is_fetched(
-    cache: Cache, report: Reporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cache: Cache, report: Reporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: list[Source]
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("images.cache.shutil.disk_usage", lambda _: usage._replace(free=10**8))
-    monkeypatch.setattr(package.Archive, "__init__", lambda self, *_: None)
-    monkeypatch.setattr(package.Archive, "candidates", lambda *_: [("linux-source-7.3", "7.3.4-1")])
+    monkeypatch.setattr("images.cache.shutil.disk_usage", lambda _: usage._replace(free=10**9))
+    listed.append(_source("7.3.4-1"))
     with pytest.raises(BuildError, match=r"the kernel source needs 2\.\d GB of free space"):
         build.ensure(cache, build.Request(), report)
     assert not any(cache.trees.glob("*"))
+
+
+def test_each_configuration_and_compiler_has_a_build_folder_of_its_own(tmp_path: Path) -> None:
+    compilers = ("gcc (Debian 12.2.0-14+deb12u1) 12.2.0", "gcc (Debian 14.2.0-19) 14.2.0")
+    folders = [KeptTree(tmp_path, config, gcc).out for config in ("", "debug") for gcc in compilers]
+    assert [folder.name for folder in folders] == [
+        "out-gcc-Debian-12.2.0-14+deb12u1-12.2.0",
+        "out-gcc-Debian-14.2.0-19-14.2.0",
+        "out-debug-gcc-Debian-12.2.0-14+deb12u1-12.2.0",
+        "out-debug-gcc-Debian-14.2.0-19-14.2.0",
+    ]
+
+
+def test_a_kernel_is_built_in_the_folder_of_this_machines_compiler(
+    cache: Cache, report: Reporter, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+
+    def stop(_: build.Kernel, tree: KeptTree, work: Work) -> None:
+        built.append(tree.out)
+        raise BuildError("far enough")
+
+    monkeypatch.setattr("images.tools.version", lambda tool: f"{tool} (X 99-1) 99")
+    monkeypatch.setattr(Package, "bring", lambda *_: None)
+    monkeypatch.setattr(build.Kernel, "_prepare", lambda *_: None)
+    monkeypatch.setattr(build.Kernel, "_configure", stop)
+    kernel = build.Kernel(flavours.get("upstream"), Package(_source("7.3.4-1")), cache)
+    with pytest.raises(BuildError, match="far enough"):
+        kernel.make(Work(cache, report, log, tmp_path))
+    assert built == [cache.trees / "linux-source-7.3_7.3.4-1/out-gcc-X-99-1-99"]

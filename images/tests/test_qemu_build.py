@@ -17,15 +17,16 @@ import pytest
 
 from images import chroot
 from images.apt import NotThere
-from images.cache import Artefact, Cache, digest_inputs
+from images.cache import Artefact, Cache
 from images.commands import Log
 from images.errors import BuildError, CommandError
 from images.mmdebstrap import TAR, DebianTar
 from images.progress import Reporter
-from images.qemu import build, buildroot, source, tree
+from images.qemu import build, debian, source, tree
 from images.qemu.build import Output
-from images.qemu.source import Source
-from images.qemu.tree import UserTree
+from images.qemu.tree import Tarball, UserTree
+from images.recipe import Work
+from images.sources import Source
 
 _PATCH = """Subject: a change
 
@@ -75,21 +76,17 @@ class _Mirror:
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content.encode()))
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            self.sources.append(Source(version, str(path), digest))
+            self.sources.append(Source("qemu", version, str(path), digest))
 
-    def archive(self, cache: Cache, *_: object) -> _Mirror:
-        self._cache = cache
-        return self
-
-    def candidates(self) -> list[Source]:
+    def listed(self, _: Work) -> list[Source]:
         return self.sources
 
-    def fetch(self, chosen: Source) -> Path:
+    def fetch(self, _: Work, __: object, chosen: Source, folder: Path) -> Path:
         if self.files[chosen.version] is None:
             raise NotThere(f"m does not have {chosen.file_name}", hint="another mirror")
         self.fetched.append(chosen.version)
-        self._cache.sources.mkdir(exist_ok=True)
-        target = self._cache.sources / chosen.file_name
+        folder.mkdir(exist_ok=True)
+        target = folder / chosen.file_name
         target.write_bytes(Path(chosen.path).read_bytes())
         return target
 
@@ -102,7 +99,9 @@ _GOOD, _OTHER = "int kvm = 1;\nint more;\n", "int other;\n"
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirrors:
     def make(files: dict[str, str | None]) -> _Mirror:
         made = _Mirror(files, tmp_path)
-        monkeypatch.setattr(source, "Archive", made.archive)
+        monkeypatch.setattr(source, "_listed", made.listed)
+        monkeypatch.setattr("images.sources.clients", lambda *_, **__: [None])
+        monkeypatch.setattr("images.sources.fetch", made.fetch)
         return made
 
     return make
@@ -118,8 +117,8 @@ def built(
     with tarfile.open(tmp_path / TAR, "w") as archive:
         archive.add(tmp_path / "root", ".")
     (tmp_path / "manifest.json").write_text('{"packages": {"gcc": "14"}}')
-    debian = Artefact(tmp_path, "buildroot", "trixie", "0" * 16)
-    monkeypatch.setattr(DebianTar, "ensure", lambda *_, **__: debian)
+    packages = Artefact(tmp_path, "buildroot", "trixie", "0" * 16)
+    monkeypatch.setattr(DebianTar, "ensure", lambda *_, **__: packages)
 
     def run(root: Path, argv: list[str], **_: object) -> list[str]:
         place = root / "build"
@@ -165,7 +164,7 @@ def test_what_the_mirror_lists_and_does_not_have_is_passed_over(
     found = build.ensure(cache, report)
     assert found.manifest()["version"] == "11.1.1"
     assert asked.fetched == ["11.1.1+ds"]
-    assert "qemu: m does not have qemu_11.1.3+ds.orig.tar.xz\n" in said.getvalue()
+    assert "m does not have qemu_11.1.3+ds.orig.tar.xz\n" in said.getvalue()
     assert [path.name for path in cache.sources.iterdir()] == ["qemu_11.1.1+ds.orig.tar.xz"]
     assert build.find(cache) == found
 
@@ -176,7 +175,7 @@ def test_a_source_that_the_patches_do_not_fit_is_passed_over(
 ) -> None:
     mirror({"11.1.3+ds": _OTHER, "11.1.1+ds": _GOOD})
     assert build.ensure(cache, report).manifest()["version"] == "11.1.1"
-    note = "qemu: the patch patches/0001-a.patch does not apply to QEMU 11.1.3 (in accel/kvm.c)\n"
+    note = "the patch patches/0001-a.patch does not apply to QEMU 11.1.3 (in accel/kvm.c)\n"
     assert note in said.getvalue()
 
 
@@ -194,7 +193,7 @@ def test_when_no_source_will_do_the_patch_is_named_for_each(
     assert "--qemu-tree" in caught.value.hint
     assert caught.value.log is not None
     assert cache.artefacts() == []
-    assert build.content_hash(cache) is None
+    assert build.recipe(cache) is None
 
 
 @pytest.mark.usefixtures("here", "built")
@@ -217,11 +216,11 @@ def test_the_source_used_last_needs_no_mirror_until_the_patches_do_not_fit(
 
     patch = here / "patches/0001-a.patch"
     with monkeypatch.context() as offline:
-        offline.setattr(source, "Archive", unreachable)
+        offline.setattr(source, "_listed", unreachable)
         patch.write_text(_PATCH.replace("= 2", "= 3"))
         assert _binary(build.ensure(cache, report)).startswith("int kvm = 3;")
         patch.write_text(_PATCH.replace("kvm = 1", "kvm = 7"))
-        with pytest.raises(BuildError, match="no network"):
+        with pytest.raises(BuildError, match=r"does not apply to QEMU 11\.1\.1 .*; no network"):
             build.ensure(cache, report)
     assert asked.fetched == ["11.1.1+ds"]
     mirror({"11.2.0+ds": _GOOD.replace("1", "7"), "11.1.1+ds": _GOOD})
@@ -329,7 +328,7 @@ def test_the_first_error_is_found(line: str, error: str) -> None:
 
 
 def _hash(version: str = "11.1.1+ds") -> str:
-    return digest_inputs(build._source_inputs(Source(version, "p", "aa")))
+    return build.Qemu(Tarball(Source("qemu", version, "p", "aa"), build.series())).key()
 
 
 def test_every_input_makes_another_qemu(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +343,7 @@ def test_every_input_makes_another_qemu(here: Path, monkeypatch: pytest.MonkeyPa
     seen.append(_hash())
     monkeypatch.setattr(build, "_CONFIGURE", (*build._CONFIGURE, "--enable-debug"))
     seen.append(_hash())
-    monkeypatch.setattr(build, "DEBIAN", replace(buildroot.DEBIAN, packages=("gcc",)))
+    monkeypatch.setattr(build, "DEBIAN", replace(debian.DEBIAN, packages=("gcc",)))
     seen.append(_hash())
     assert len(set(seen)) == len(seen)
     assert [path.name for path in build.series()] == ["0001-a.patch", "0002-b.patch"]
@@ -448,7 +447,7 @@ def test_in_a_git_tree_what_meson_downloaded_counts_though_git_ignores_it(tmp_pa
 def test_a_tree_is_copied_with_its_links_and_modes(tmp_path: Path) -> None:
     user = UserTree(_fill(tmp_path / "mine"))
     (user.folder / "link").symlink_to("nowhere")
-    user.copy_to(tmp_path / "copy", user.files())
+    user.copy_to(tmp_path / "copy")
     assert (tmp_path / "copy/link").readlink() == Path("nowhere")
     assert (tmp_path / "copy/configure").stat().st_mode & 0o111
     assert (tmp_path / "copy/accel/kvm.c").read_text() == _GOOD

@@ -10,19 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from images import apt
+from images import apt, sources
 from images.apt import NotThere, PrivateApt, RemoteFile
 from images.cache import Cache
 from images.commands import Log
 from images.errors import BuildError, CommandError
 from images.progress import Reporter
 from images.qemu import source
-from images.qemu.source import PINNED, Archive, Source, choose, upstream_version
+from images.qemu.source import PINNED, choose
+from images.recipe import Work
+from images.sources import Source, upstream_version
 
 _needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="this machine has no apt-get")
 _needs_dpkg = pytest.mark.skipif(shutil.which("dpkg") is None, reason="this machine has no dpkg")
 
 _PATH = "pool/main/q/qemu/qemu_{}.orig.tar.xz"
+
+
+def _source(version: str, sha256: str) -> Source:
+    return Source("qemu", version, _PATH.format(version), sha256)
+
+
+def _work(cache: Cache, log: Log, report: Reporter, mirror: str) -> Work:
+    return Work(cache, report, log, cache.root / "scratch", mirror)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,7 @@ def _mirror_of(lists: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> 
                 return RemoteFile(PINNED.path, PINNED.sha256)
             return None if upstream == "11.9" else RemoteFile(_PATH.format(upstream), f"hash of {upstream}")
 
-    monkeypatch.setattr(source, "PrivateApt", Client)
+    monkeypatch.setattr(sources, "PrivateApt", Client)
 
 
 @_needs_dpkg
@@ -89,9 +99,9 @@ def test_all_suites_are_asked_and_the_pinned_version_is_the_last_resort(
         },
         monkeypatch,
     )
-    assert Archive(cache, "file:/m", log, report).candidates() == [
-        Source("11.1.3+ds", _PATH.format("11.1.3+ds"), "hash of 11.1.3+ds"),
-        Source("11.1.2+ds", _PATH.format("11.1.2+ds"), "hash of 11.1.2+ds"),
+    assert source._listed(_work(cache, log, report, "file:/m")) == [
+        _source("11.1.3+ds", "hash of 11.1.3+ds"),
+        _source("11.1.2+ds", "hash of 11.1.2+ds"),
         PINNED,
     ]
     assert "qemu: m does not have forky\n" in said.getvalue()
@@ -102,7 +112,7 @@ def test_the_pinned_version_is_tried_once(
     cache: Cache, log: Log, report: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _mirror_of({suite: ["1:11.1.1+ds-1"] for suite in source.SUITES}, monkeypatch)
-    assert Archive(cache, "file:/m", log, report).candidates() == [PINNED]
+    assert source._listed(_work(cache, log, report, "file:/m")) == [PINNED]
 
 
 def test_what_is_wrong_with_lists_is_not_passed_over(
@@ -113,34 +123,39 @@ def test_what_is_wrong_with_lists_is_not_passed_over(
 
     monkeypatch.setattr(PrivateApt, "update", refuse)
     with pytest.raises(BuildError, match="no network"):
-        Archive(cache, "file:/m", log, report).candidates()
+        source._listed(_work(cache, log, report, "file:/m"))
 
 
 def test_the_source_used_last_is_remembered(cache: Cache) -> None:
-    memory = source.memory(cache)
-    assert memory.recall() is None
-    memory.remember(None, PINNED)
-    other = Source("11.1.3+ds", _PATH.format("11.1.3+ds"), "aa")
-    memory.remember(None, other)
-    assert source.memory(cache).recall() == other
-    assert source.memory(cache).recall("11.1.1+ds") == PINNED
+    used = source.last_used(cache)
+    assert used.recall() is None
+    used.record(None, PINNED)
+    other = _source("11.1.3+ds", "aa")
+    used.record(None, other)
+    assert source.last_used(cache).recall() == other
+    assert source.last_used(cache).recall("11.1.1+ds") == PINNED
     assert (other.upstream, other.file_name) == ("11.1.3", "qemu_11.1.3+ds.orig.tar.xz")
 
 
-def test_a_kept_tarball_is_used_only_whole_and_others_go(cache: Cache) -> None:
+def test_a_kept_tarball_is_used_only_whole_and_others_go(
+    cache: Cache, log: Log, report: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = b"tar"
-    kept = Source("11.1.3+ds", _PATH.format("11.1.3+ds"), hashlib.sha256(content).hexdigest())
-    assert source.kept(cache, kept) is None
+    kept = _source("11.1.3+ds", hashlib.sha256(content).hexdigest())
+    work = _work(cache, log, report, "file:/m")
+    monkeypatch.setattr(sources, "clients", lambda *_, **__: [None])
+    monkeypatch.setattr(sources, "fetch", lambda *_: Path("fetched"))
+    assert source.fetch(work, kept) == Path("fetched")
     cache.sources.mkdir(parents=True)
     path = cache.sources / kept.file_name
     path.write_bytes(content)
-    assert source.kept(cache, kept) == path
+    assert source.fetch(work, kept) == path
     (cache.sources / PINNED.file_name).touch()
     (cache.sources / "other").touch()
     source.forget_others(cache, kept)
     assert {file.name for file in cache.sources.iterdir()} == {kept.file_name, "other"}
     path.write_bytes(content[:-1])
-    assert source.kept(cache, kept) is None
+    assert source.fetch(work, kept) == Path("fetched")
 
 
 @pytest.fixture
@@ -155,8 +170,8 @@ def test_source_packages_have_state_of_their_own_and_old_lists_will_do(
     cache: Cache, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apt, "run", lambda *_, **__: [])
-    for sources in (False, True):
-        PrivateApt(cache, "file:/m", "sid", log, sources=sources).update()
+    for of_sources in (False, True):
+        PrivateApt(cache, "file:/m", "sid", log, sources=of_sources).update()
     lines = {path.parents[1].name: path.read_text() for path in cache.apt.glob("*/etc/sources.list")}
     assert lines["sid"].startswith("deb [arch=amd64 signed-by=")
     assert lines["sid-sources"].startswith("deb-src [check-valid-until=no signed-by=")
@@ -195,7 +210,7 @@ def test_a_404_says_that_the_mirror_does_not_have_the_file(
 
     monkeypatch.setattr(apt, "run", not_found)
     with pytest.raises(NotThere, match=r"does not have qemu_11\.1\.1\+ds\.orig\.tar\.xz"):
-        Archive(cache, "http://m.invalid/debian", log, report).fetch(PINNED)
+        source.fetch(_work(cache, log, report, "http://m.invalid/debian"), PINNED)
     assert list(cache.sources.iterdir()) == []
 
 
@@ -208,13 +223,15 @@ def test_a_file_is_fetched_by_apt_and_has_to_have_its_hash(
     there = tmp_path / "mirror" / _PATH.format("11.1.3+ds")
     there.parent.mkdir(parents=True)
     there.write_bytes(content)
-    archive = Archive(cache, f"file:{tmp_path}/mirror", log, report)
-    good = Source("11.1.3+ds", _PATH.format("11.1.3+ds"), hashlib.sha256(content).hexdigest())
-    fetched = archive.fetch(good)
+    work = _work(cache, log, report, f"file:{tmp_path}/mirror")
+    good = _source("11.1.3+ds", hashlib.sha256(content).hexdigest())
+    fetched = source.fetch(work, good)
     assert fetched.read_bytes() == content
     assert not fetched.is_symlink()
-    assert source.kept(cache, good) is not None
+    there.unlink()
+    assert source.fetch(work, good) == fetched
+    there.write_bytes(content)
     source.forget_others(cache, PINNED)
     with pytest.raises(BuildError, match=r"downloading qemu_11\.1\.3\+ds\.orig\.tar\.xz failed"):
-        archive.fetch(Source(good.version, good.path, "0" * 64))
+        source.fetch(work, _source(good.version, "0" * 64))
     assert not any(path.suffix == ".xz" for path in cache.sources.iterdir())

@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 
 from images import ext4, mmdebstrap
-from images.cache import Artefact, Cache, digest_inputs
+from images.cache import Artefact, Cache
 from images.commands import Log
 from images.errors import BuildError, CommandError
 from images.mmdebstrap import DebianTar
 from images.progress import Reporter
 from images.qemu import build as qemu_build
-from images.rootfs import base, build
+from images.recipe import Work
+from images.rootfs import build, debian
 
 _HERE = Path(build.__file__).parent
 
@@ -137,16 +138,16 @@ def test_what_is_installed_is_read_from_dpkg() -> None:
 
 
 def test_the_inputs_name_everything_that_shapes_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = build.inputs("0" * 16)
+    inputs = build.Rootfs("0" * 16).inputs()
     files, recipe = inputs["files"], inputs["recipe"]
     assert isinstance(files, dict)
     assert isinstance(recipe, dict)
     assert set(files) == {"init.c", "bootstrap.py", "sshd_config"}
     assert set(recipe) == {"build.py", "ext4.py"}
-    before = digest_inputs(inputs)
-    assert digest_inputs(build.inputs("1" * 16)) != before
-    monkeypatch.setattr(build, "DEBIAN", replace(base.DEBIAN, packages=("python3",)))
-    assert digest_inputs(build.inputs("0" * 16)) != before
+    before = build.Rootfs("0" * 16).key()
+    assert build.Rootfs("1" * 16).key() != before
+    monkeypatch.setattr(build, "DEBIAN", replace(debian.DEBIAN, packages=("python3",)))
+    assert build.Rootfs("0" * 16).key() != before
 
 
 def _debugfs(image: Path, request: str) -> str:
@@ -189,12 +190,14 @@ def qemu(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
 
     known: list[Path | None] = []
     monkeypatch.setattr(qemu_build, "ensure", ensure)
-    monkeypatch.setattr(
-        qemu_build,
-        "content_hash",
-        lambda _, tree: made[tree.name if tree else None].content_hash if tree in known else None,
-    )
+
+    class Known:
+        def __init__(self, tree: Path | None) -> None:
+            self.key = lambda: made[tree.name if tree else None].content_hash
+
+    monkeypatch.setattr(qemu_build, "recipe", lambda _, tree: Known(tree) if tree in known else None)
     monkeypatch.setattr(build, "require_tools", lambda *_: None)
+    monkeypatch.setattr("images.recipe.require_tools", lambda *_: None)
     monkeypatch.setattr("images.tools.version", lambda _: "1")
     return made
 
@@ -207,13 +210,12 @@ def test_the_image_takes_along_the_qemu_that_was_asked_for(
     qemu: dict[str | None, Artefact],
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"packages": {}}')
-    debian = Artefact(tmp_path, "debian", "trixie", "0" * 16)
-    monkeypatch.setattr(DebianTar, "ensure", lambda *_, **__: debian)
+    packages = Artefact(tmp_path, "debian", "trixie", "0" * 16)
+    monkeypatch.setattr(DebianTar, "ensure", lambda *_, **__: packages)
 
-    def write_image(scratch: Path, tar: Path, binary: Path, *_: object) -> None:
+    def write_image(tar: Path, binary: Path, work: Work) -> None:
         assert tar == tmp_path / mmdebstrap.TAR
-        (scratch / "out").mkdir()
-        (scratch / "out" / build.IMAGE).write_bytes(binary.read_bytes())
+        (work.out / build.IMAGE).write_bytes(binary.read_bytes())
 
     monkeypatch.setattr(build, "_build", write_image)
     assert build.find(cache) is None
@@ -254,7 +256,6 @@ def test_a_failure_of_mmdebstrap_leaves_nothing_and_says_why(
         raise CommandError("x", returncode=1, output=("Could not resolve 'm.invalid'",), log=log.path)
 
     monkeypatch.setattr(mmdebstrap, "run", fail)
-    monkeypatch.setattr(mmdebstrap, "require_tools", lambda *_: None)
     monkeypatch.setattr("images.apt.keyring", lambda: Path("/k"))
     with pytest.raises(BuildError, match=r"no network: file:/srv/debian cannot be reached") as caught:
         build.ensure(cache, report, mirror="file:/srv/debian")

@@ -11,7 +11,7 @@ import pytest
 from images.cache import digest_files
 from images.errors import BuildError
 from images.kernel import tree as tree_module
-from images.kernel.tree import KeptTree, PackageBase, UserBase
+from images.kernel.tree import KeptTree, PackageBase, UserTree
 from images.patching import Changes
 
 _FILES = {
@@ -45,9 +45,9 @@ def kept(tmp_path: Path) -> KeptTree:
 
 
 @pytest.fixture
-def user(tmp_path: Path) -> UserBase:
+def user(tmp_path: Path) -> UserTree:
     _fill(tmp_path / "user")
-    return UserBase(tmp_path / "user")
+    return UserTree(tmp_path / "user")
 
 
 def _contents(folder: Path) -> dict[str, str]:
@@ -120,7 +120,7 @@ def test_a_build_killed_half_way_is_put_right_by_the_next(
     assert _contents(kept.src) == _FILES
 
 
-def test_the_users_tree_is_copied_and_never_written(user: UserBase, tmp_path: Path) -> None:
+def test_the_users_tree_is_copied_and_never_written(user: UserTree, tmp_path: Path) -> None:
     before = digest_files(user.folder)
     tree = KeptTree(tmp_path / "kept")
     assert user.copy_to(tree) == len(_FILES)
@@ -133,7 +133,7 @@ def test_the_users_tree_is_copied_and_never_written(user: UserBase, tmp_path: Pa
     assert _contents(tree.src) == _FILES
 
 
-def test_only_what_the_user_changed_is_copied_again(user: UserBase, tmp_path: Path) -> None:
+def test_only_what_the_user_changed_is_copied_again(user: UserTree, tmp_path: Path) -> None:
     tree = KeptTree(tmp_path / "kept")
     user.copy_to(tree)
     tree.apply(_changes({"arch/x86/virt/Makefile": "obj-y += hooked\n"}), user)
@@ -158,7 +158,7 @@ def test_only_what_the_user_changed_is_copied_again(user: UserBase, tmp_path: Pa
 
 
 def test_a_copy_that_was_interrupted_is_completed(
-    user: UserBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user: UserTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = KeptTree(tmp_path / "kept")
     user.copy_to(tree)
@@ -184,7 +184,7 @@ def test_a_copy_that_was_interrupted_is_completed(
     assert _contents(tree.src) == _FILES
 
 
-def test_what_a_build_left_in_the_users_tree_is_not_copied(user: UserBase, tmp_path: Path) -> None:
+def test_what_a_build_left_in_the_users_tree_is_not_copied(user: UserTree, tmp_path: Path) -> None:
     for name in (".config", "include/config/auto.conf", "include/generated/x.h", "vmlinux", "a.o", "m/x.ko"):
         path = user.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def test_what_a_build_left_in_the_users_tree_is_not_copied(user: UserBase, tmp_p
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_in_a_git_tree_git_says_what_is_a_source(user: UserBase) -> None:
+def test_in_a_git_tree_git_says_what_is_a_source(user: UserTree) -> None:
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", user.folder, *words], check=True, capture_output=True)
 
@@ -209,7 +209,7 @@ def test_in_a_git_tree_git_says_what_is_a_source(user: UserBase) -> None:
     assert set(user.files()) == {*(set(_FILES) - {"Kbuild"}), ".gitignore", "untracked.c"}
 
 
-def test_what_no_build_for_x86_reads_is_not_copied(user: UserBase) -> None:
+def test_what_no_build_for_x86_reads_is_not_copied(user: UserTree) -> None:
     for name in ("arch/arm/kernel/x.c", "arch/arm/Kconfig", "Documentation/x.rst", "Documentation/Kconfig"):
         path = user.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,7 @@ def test_what_no_build_for_x86_reads_is_not_copied(user: UserBase) -> None:
     assert set(user.files()) == {*_FILES, "arch/arm/Kconfig", "Documentation/Kconfig"}
 
 
-def test_the_fingerprint_tells_every_change(user: UserBase) -> None:
+def test_the_fingerprint_tells_every_change(user: UserTree) -> None:
     before = user.files()
     (user.folder / "Kbuild").write_text("obj-y += y\n")
     assert user.files() != before
@@ -226,4 +226,4 @@ def test_the_fingerprint_tells_every_change(user: UserBase) -> None:
 
 def test_a_folder_that_is_no_kernel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="is not a Linux kernel tree"):
-        UserBase(tmp_path)
+        UserTree(tmp_path)

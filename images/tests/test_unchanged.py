@@ -76,7 +76,7 @@ def test_the_built_upstream_kernel_has_the_packages_kvm() -> None:
     manifest = kernels[0].manifest()
     assert manifest["kvm_files_changed"] == []
     assert manifest["kvm_files_compared"] > 100
-    base = manifest["base"]
+    base = manifest["inputs"]["base"]
     facts = cache.trees / f"{base['package']}_{base['version']}/package.json"
     if not facts.is_file():
         pytest.skip("the kernel's source tree is not in the cache any more")

@@ -7,6 +7,7 @@ from images.mmdebstrap import DebianTar
 
 DEBIAN = DebianTar(
     kind="debian",
+    what="Debian's part of the root file system",
     packages=(
         *("python3", "openssh-server", "kmod", "iproute2"),
         # The first QEMU with TDs that can be reset, and a firmware with TDX metadata, are newer than the
@@ -19,5 +20,4 @@ DEBIAN = DebianTar(
     ),
     newer_suites=("trixie-backports", "forky"),
     title="rootfs",
-    what_for="the root file system",
 )

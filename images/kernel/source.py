@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's ``linux-source-*`` packages: choosing one, fetching it, unpacking it.
-
-What was chosen is remembered, so that a later build of the same version needs no network.
-"""
+"""Debian's ``linux-source-*`` packages: choose a version, unpack it."""
 
 from __future__ import annotations
 
@@ -10,66 +7,53 @@ import hashlib
 import re
 import subprocess
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from images import apt
-from images.cache import Cache, file_sha256
+from images import apt, sources
+from images.cache import Cache
 from images.commands import Log, child, failure
 from images.errors import BuildError
 from images.kernel import needed, unchanged
-from images.memory import Memory
 from images.progress import Reporter
+from images.recipe import Work, work_on
+from images.sources import LastUsed, Source, upstream_version
 
 SUITE = "trixie-backports"
 SERIES = "7.3"
 UNPACKED_BYTES = 1_500_000_000
-"""Space that fetching and unpacking takes, at its height."""
+"""Space that fetching and unpacking needs at its height."""
 
 _PREFIX = "linux-source-"
 _TARBALL_BYTES = 1_720_000_000
 _BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Source:
-    """One version of a kernel source package.
+def last_used(cache: Cache) -> LastUsed:
+    """The sources of the cache's kernels."""
+    return LastUsed(cache, "kernel-sources.json")
 
-    :param sha256: of the .deb as it was fetched; the archive's signature covered it.
-    """
 
-    package: str
-    version: str
-    sha256: str
-
-    @property
-    def series(self) -> str:
-        """``7.3`` of ``linux-source-7.3``."""
-        return self.package.removeprefix("linux-source-")
-
-    @property
-    def upstream(self) -> str:
-        """``7.3.4`` of ``7.3.4-1~bpo13+1``."""
-        return self.version.rpartition("-")[0] or self.version
+def kept_folder(cache: Cache, source: Source) -> Path:
+    """The folder of a source's tree in the cache."""
+    return cache.trees / f"{source.package}_{source.version}"
 
 
 def matches(asked: str, package: str, version: str) -> bool:
-    """Whether a package is the version that was asked for: ``7.3``, ``7.3.4`` or Debian's whole version."""
-    upstream = version.rpartition("-")[0] or version
-    return asked in {version, upstream, package.removeprefix("linux-source-"), package}
+    """Whether a package is the requested version: ``7.3``, ``7.3.4`` or Debian's whole version."""
+    return asked in {version, upstream_version(version), package.removeprefix(_PREFIX), package}
 
 
 def choose(available: list[tuple[str, str]], asked: str | None) -> list[tuple[str, str]]:
     """Candidates among (package, version), best first.
 
-    Asked for a version, only that; otherwise the newest of :data:`SERIES`, or, when that is gone, the
+    If a version is requested, only that; otherwise the newest of :data:`SERIES`, or, when that is gone, the
     newest of each series, newest series first.
     """
     if asked is not None:
         return newest_first([item for item in available if matches(asked, *item)])[:1]
-    usual = [item for item in available if item[0] == f"linux-source-{SERIES}"]
+    usual = [item for item in available if item[0] == f"{_PREFIX}{SERIES}"]
     if usual:
         return newest_first(usual)[:1]
     best: dict[str, tuple[str, str]] = {}
@@ -87,56 +71,55 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", text))
 
 
-def memory(cache: Cache) -> Memory[Source]:
-    """Which sources were fetched before."""
-    return Memory(cache, "kernel-sources.json", Source)
+def candidates(
+    cache: Cache, reporter: Reporter, *, mirror: str | None, asked: str | None, refresh: bool
+) -> Iterator[Source]:
+    """The sources to try, best first; the mirror is asked only if the last one used will not do.
 
-
-class Archive:
-    """The mirror's kernel sources.
-
-    :param mirror: URI, or None for the host's.
+    :param asked: a version, None for the usual series.
+    :param refresh: pass over the last one used.
+    :raises BuildError: no network, or the mirror has none.
     """
+    known = None if refresh else last_used(cache).recall(asked)
+    if known is not None:
+        yield known
+        if kept_folder(cache, known).is_dir():
+            # The mirror had it, so a patch does not apply: no reason for another version.
+            return
+    with cache.lock("package-lists", reporter), work_on(cache, reporter, mirror, "kernel-source") as work:
+        listed = _listed(work, asked)
+    yield from (source for source in listed if source != known)
 
-    def __init__(self, cache: Cache, mirror: str | None, log: Log, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._log = log
-        self._apt = apt.PrivateApt(cache, apt.mirror(mirror, log), SUITE, log)
 
-    def candidates(self, asked: str | None) -> list[tuple[str, str]]:
-        """(package, version) to try, best first.
+def _listed(work: Work, asked: str | None) -> list[Source]:
+    [client] = sources.clients(work, [SUITE])
+    with work.reporter.step("kernel: reading the package lists"):
+        client.update()
+        available = client.versions(_PREFIX, r"\d+\.\d+")
+    chosen = choose(available, asked)
+    if not chosen:
+        have = ", ".join(version for _, version in newest_first(available)) or "none"
+        what = f"version {asked} of the kernel source" if asked else "a linux-source package"
+        raise BuildError(
+            f"{client.mirror} has no {what} in {SUITE}",
+            hint=f"it has: {have}; --kernel-version takes another, --mirror another mirror",
+            log=work.log.path,
+        )
+    if not asked and chosen[0][0] != f"{_PREFIX}{SERIES}":
+        package, version = chosen[0]
+        work.reporter.note(f"kernel: {_PREFIX}{SERIES} is gone from {SUITE}; taking {package} {version}")
+    files = [(package, version, client.binary(package, version)) for package, version in chosen]
+    return [Source(package, version, file.path, file.sha256) for package, version, file in files if file]
 
-        :raises BuildError: no network, or the mirror has none.
-        """
-        with self._reporter.step("kernel: reading the package lists"):
-            self._apt.update()
-            available = self._apt.versions(_PREFIX, r"\d+\.\d+")
-        found = choose(available, asked)
-        if not found:
-            have = ", ".join(version for _, version in newest_first(available)) or "none"
-            what = f"version {asked} of the kernel source" if asked else "a linux-source package"
-            raise BuildError(
-                f"{self._apt.mirror} has no {what} in {SUITE}",
-                hint=f"it has: {have}; --kernel-version takes another, --mirror another mirror",
-                log=self._log.path,
-            )
-        if not asked and found[0][0] != f"linux-source-{SERIES}":
-            self._reporter.note(
-                f"kernel: linux-source-{SERIES} is gone from {SUITE}; taking {found[0][0]} {found[0][1]}"
-            )
-        return found
 
-    def fetch(self, package: str, version: str, scratch: Path) -> tuple[Source, Path]:
-        """Download a package into ``scratch``; returns it and the .deb."""
-        with self._reporter.step(f"kernel: downloading {package} {version}"):
-            folder = scratch / "deb"
-            folder.mkdir(exist_ok=True)
-            deb = self._apt.download(package, version, folder)
-        return Source(package, version, file_sha256(deb)), deb
+def fetch(work: Work, source: Source) -> Path:
+    """Download a package into the scratch folder; returns the .deb."""
+    [client] = sources.clients(work, [SUITE])
+    return sources.fetch(work, client, source, work.scratch / "deb")
 
 
 class _Tee:
-    """A stream whose reader hands everything on to a second one."""
+    """A stream that copies whatever is read from it to a second one."""
 
     def __init__(self, source: IO[bytes], sink: IO[bytes], on_bytes: Callable[[int], None]) -> None:
         self._source = source
@@ -153,8 +136,8 @@ class _Tee:
 def unpack(deb: Path, folder: Path, log: Log, reporter: Reporter) -> dict[str, str]:
     """Unpack the kernel tree of a .deb into ``folder``, made here.
 
-    :returns: path → SHA-256 of KVM's files, as they stand in the package's tarball: read from the stream
-        before anything touched the disk.
+    :returns: path → SHA-256 of KVM's files in the package's tarball, computed from the stream, before
+        anything was written to the disk.
     """
     folder.mkdir()
     excludes = [f"--exclude=*/{pattern}" for pattern in needed.LEFT_OUT]

@@ -7,6 +7,7 @@ from images.mmdebstrap import DebianTar
 
 DEBIAN = DebianTar(
     kind="buildroot",
+    what="QEMU's build root",
     packages=(
         *("gcc", "libc6-dev", "make", "ninja-build", "meson", "pkgconf", "ccache", "device-tree-compiler"),
         *(
@@ -18,5 +19,4 @@ DEBIAN = DebianTar(
     # Has python3-qemu-qmp.
     newer_suites=("trixie-backports",),
     title="qemu",
-    what_for="QEMU's build root",
 )
