@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``python -m images``: make, list and remove what gets booted, and boot it for a person."""
+"""``python -m images``: build, list and remove the images of a nested host, and boot one for a person."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def parser() -> argparse.ArgumentParser:
         "--cache",
         type=Path,
         metavar="DIR",
-        help="where images are kept (default: $TDX_E2E_CACHE, or tdx-e2e in the user's cache folder)",
+        help="folder of the images (default: $TDX_E2E_CACHE, or tdx-e2e in the user's cache folder)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     setup = commands.add_parser("setup-host", help="install the Debian packages that are missing")
-    setup.add_argument("--check", action="store_true", help="only say what is missing")
+    setup.add_argument("--check", action="store_true", help="only print what is missing")
 
-    build = commands.add_parser("build", help="build what is not in the cache")
+    build = commands.add_parser("build", help="build the images that are not in the cache")
     build.add_argument(
         "what",
         nargs="?",
@@ -42,10 +42,10 @@ def parser() -> argparse.ArgumentParser:
         "--refresh", action="store_true", help="ask the mirror for a newer point release of kernel and QEMU"
     )
 
-    commands.add_parser("list", help="what is in the cache: size, age, content hash")
+    commands.add_parser("list", help="list the cache: size, age, content hash")
 
-    clean = commands.add_parser("clean", help="remove images that the present sources do not make")
-    clean.add_argument("--all", action="store_true", help="remove everything, also what is up to date")
+    clean = commands.add_parser("clean", help="remove images that are not of the present sources")
+    clean.add_argument("--all", action="store_true", help="remove everything, also current images")
 
     shell = commands.add_parser("shell", help="boot the nested host and get its console")
     _add_source_options(shell)

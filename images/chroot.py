@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Running commands in a folder that holds a Debian, with or without root.
+"""Run commands in a folder that holds a Debian, with or without root.
 
-The folder's files all belong to the one user that we are, so nothing has to be set up for that user, and
-whatever a command leaves behind can be removed.
+All files of the folder belong to the user who runs this, so no set-up is needed, and the user can remove
+whatever a command leaves behind.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TOOLS = {
 }
 
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL")
-"""Namespaces of its own: what a command mounts and starts in them is gone with it, also after a SIGKILL."""
+"""Namespaces for one command: its mounts and processes end with it, also after a SIGKILL."""
 
 _ENTER = """
 set -e
 root=$1
 shift
-# Where /proc is partly covered, as in a container, only the one that is there can be had.
+# Where parts of /proc are covered, as in a container, the kernel allows no new mount of it.
 mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc"
 mount --rbind /dev "$root/dev"
 exec chroot "$root" "$@"
@@ -40,7 +40,7 @@ _ENVIRONMENT = {
 
 
 def unpack(tar: Path, root: Path, log: Log) -> None:
-    """Unpack what mmdebstrap made below ``root``, without owners, device nodes and set-id bits."""
+    """Unpack mmdebstrap's tar below ``root``, without owners, device nodes and set-id bits."""
     root.mkdir(parents=True, exist_ok=True)
     options = ("--no-same-owner", "--no-same-permissions", "--exclude=./dev/*")
     run_it: list[str | Path] = ["tar", "-x", *options, "-f", tar, "-C", root]
@@ -60,7 +60,7 @@ def run(
     """Run a command with ``root`` as its root folder; see :func:`images.commands.run`.
 
     :param cwd: its working directory, inside.
-    :param env: added to a small environment that has nothing of ours.
+    :param env: added to a small environment, without any variable of ours.
     """
     as_root = os.geteuid() == 0
     variables = [f"{name}={value}" for name, value in (_ENVIRONMENT | dict(env or {})).items()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Running the tools that build images: everything they print goes to a log file."""
+"""Run the tools that build images; everything that they print goes to a log file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KEPT_LINES = 400
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment that tools get: untranslated messages, and the sbin folders, where mke2fs lives."""
+    """The environment of tools: untranslated messages, and the sbin folders, which contain mke2fs."""
     env = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "LANGUAGE"}}
     path = env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
     env["PATH"] = ":".join([*path, *(folder for folder in _SYSTEM_FOLDERS if folder not in path)])
@@ -36,8 +36,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def require_tools(tools: Mapping[str, str], what: str) -> None:
     """Raise :class:`BuildError` naming every missing tool at once.
 
-    :param tools: command → Debian package that has it.
-    :param what: what the tools are needed for.
+    :param tools: command → its Debian package.
+    :param what: the image that needs them.
     """
     path = environment()["PATH"]
     missing = {tool: package for tool, package in tools.items() if shutil.which(tool, path=path) is None}
@@ -49,7 +49,7 @@ def require_tools(tools: Mapping[str, str], what: str) -> None:
 
 
 class Log:
-    """The log file of one build; every command and every line that it printed, as they came.
+    """The log file of one build: every command and every line that it printed.
 
     :param path: made anew, with its folder.
     """
@@ -63,7 +63,7 @@ class Log:
         self._file.write(text.encode(errors="surrogateescape"))
 
     def note(self, text: str) -> None:
-        """One line of our own, marked as such."""
+        """Write a line that is not a command's, marked as such."""
         self.write(f"# {text}\n")
 
     def close(self) -> None:
@@ -89,9 +89,9 @@ def child(
     death: str = "TERM",
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that cannot outlive us: its group is ended when the block is left early, and the kernel
-    sends it a signal should we be killed.  The caller waits for it and judges its exit.
+    sends it a signal if we are killed.  The caller waits for it and evaluates its exit status.
 
-    :param death: that signal: TERM for what ends its own children on it, as make does.
+    :param death: that signal: TERM for a process that ends its children on it, as make does.
     """
     words = [str(word) for word in argv]
     log.write(f"+ {f'cd {shlex.quote(str(cwd))} && ' if cwd else ''}{shlex.join(words)}\n")
@@ -147,7 +147,7 @@ def run(
 ) -> list[str]:
     """Run a tool to its end and return the last lines that it printed (standard error included).
 
-    :param what: what fails when the tool does, for the message.
+    :param what: begin of the message when the tool fails.
     :param input_file: its standard input, /dev/null by default.
     :param on_line: called with every line, without its newline, as it comes.
     :param death: see :func:`child`.
@@ -176,7 +176,7 @@ def run(
 
 
 def _cpu_seconds() -> float:
-    """Of all children that have ended."""
+    """CPU time of all children that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -184,7 +184,7 @@ def _cpu_seconds() -> float:
 def failure(
     what: str, status: int, output: tuple[str, ...], *, hint: str = "", log: Path | None = None
 ) -> CommandError:
-    """The error for a tool that failed, with the last telling line that it printed."""
+    """The error for a tool that failed, with the last line that it printed."""
     how = f"exit status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
     last = next((line.strip() for line in reversed(output) if line.strip()), "no output")
     if any("No space left on device" in line for line in output):

@@ -15,7 +15,7 @@ class TdxTestError(Exception):
     """
 
     party = "harness"
-    """Who has to look at it: ``kernel``, ``lab`` or ``harness``."""
+    """The party that has to look at it: ``kernel``, ``lab`` or ``harness``."""
 
     def __init__(self, message: str, *, hint: str = "", log: Path | None = None) -> None:
         super().__init__(message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ext4 images from folders: no loop device, no root."""
+"""ext4 images of folders, made without a loop device and without root."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image_blocks(folder: Path, slack: float = 1.08) -> tuple[int, int]:
 def make_image(
     folder: Path, image: Path, *, label: str, uuid: str, log: Log, under: tuple[str, ...] = ()
 ) -> None:
-    """Write an ext4 image of ``folder``: no journal (it is only ever mounted read-only), owner root.
+    """Write an ext4 image of ``folder``: no journal (it is always mounted read-only), owner root.
 
     :param uuid: of the file system; also seeds its hashes.
     :param under: words of a command that runs mke2fs, such as ``fakeroot -i state``.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the machine itself has to have.
+"""Install the Debian packages that the machine needs.
 
-Standard library only, and no more of this package than its errors: it runs on a bare python3, before
-anything is installed.
+This imports only the standard library and this package's errors: it runs on a bare python3, before anything
+is installed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _PATH = ":".join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/
 
 @dataclass(frozen=True)
 class Need:
-    """Something that has to be installed.
+    """A package that has to be installed.
 
-    :param package: Debian's package that has it.
-    :param shows: what shows that it is there, on any distribution: commands, absolute paths, and
-        ``python:NAME`` for modules of the running interpreter.  All have to be there; ``a|b`` is either.
+    :param package: its name in Debian.
+    :param shows: evidence of it on any distribution: commands, absolute paths, and ``python:NAME`` for
+        modules of the running interpreter.  All of them have to exist; ``a|b`` is an alternative.
     """
 
     package: str
@@ -88,7 +88,7 @@ def distribution() -> str:
 
 
 def missing() -> list[Need]:
-    """What is not there."""
+    """The packages that are not installed."""
     return [need for need in NEEDS if not need.is_met()]
 
 
@@ -100,7 +100,7 @@ def install_command(packages: list[str], *, as_root: bool) -> list[list[str]]:
 
 
 def set_up(*, check_only: bool = False) -> int:
-    """Install what is missing, or say what to install; returns the exit status.
+    """Install the missing packages, or print their names; returns the exit status.
 
     :raises BuildError: this machine cannot be used, or the installation failed.
     """
@@ -155,7 +155,7 @@ def set_up(*, check_only: bool = False) -> int:
 
 
 def _check_user() -> int:
-    """Without root, mmdebstrap works as subordinate users of ours."""
+    """Print what mmdebstrap lacks without root: subordinate ids; returns the exit status."""
     if os.geteuid() == 0:
         return 0
     user = getpass.getuser()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The nested host as QEMU runs it: shape, CPU, kernel command line, devices.  Pure: no file is looked at.
+"""The nested host as QEMU runs it: shape, CPU, kernel command line, devices.  Pure: no file is read.
 
 The suite, ``run.sh`` in a run's artefacts and ``images shell`` boot this machine; they differ in what it is
 connected to.

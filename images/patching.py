@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the files of a tree become by our patches and additions, worked out beside the tree."""
+"""The files of a tree after our patches and additions, worked out beside the tree.
+
+The tree itself is written to by the caller, and only where a file's content differs from what is there:
+``git am`` or ``patch`` in place would write each file once for each patch, and make would compile everything
+that depends on it again.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +28,10 @@ class PatchError(BuildError):
 
 @dataclass(frozen=True)
 class Changes:
-    """Files that are to differ from the base.
+    """The files that differ from the base.
 
     :param files: path → (content, executable).
-    :param removed: paths that are not to be there.
+    :param removed: paths that are removed.
     """
 
     files: Mapping[str, tuple[bytes, bool]]
@@ -48,7 +53,7 @@ def paths_of(patch: bytes) -> list[str]:
 
 
 def without(patch: bytes, passed_over: Callable[[str], bool]) -> bytes:
-    """A patch without its changes to some paths; it is as ``git format-patch`` writes it."""
+    """A patch, as ``git format-patch`` writes it, without its changes to some paths."""
     head, *files = re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)
     return head + b"".join(file for file in files if not any(map(passed_over, paths_of(file))))
 
@@ -69,9 +74,9 @@ def work_out(
     :param steps: each is a series of patches, or a mapping of path → content to add.
     :param work: an empty folder.
     :param onto: the base and its version, for the message: ``Linux 7.3.4``.
-    :param otherwise: what the reader can do instead of adapting a patch, for the hint.
-    :param left_out: path → whether it may be missing from the base, because no build reads it
-        (documentation); what a patch does to such a file is passed over then.
+    :param otherwise: an alternative to adapting the patch, for the hint.
+    :param left_out: path → whether the base may lack it, because no build reads it (documentation); a
+        patch's changes to such a file are then passed over.
     :raises PatchError: naming the patch and the file.
     """
     tree = work / "tree"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Telling a person how far a build is: bars on a terminal, plain lines elsewhere."""
+"""Progress of a build for a person: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Step(Protocol):
     """A step that is under way."""
 
     def advance(self, amount: float = 1) -> None:
-        """Say that ``amount`` more units of the step's total are done."""
+        """Add ``amount`` to the units of the step's total that are done."""
 
 
 class Reporter:

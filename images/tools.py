@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which tools an image was made with: their versions are among its inputs."""
+"""Versions of the tools that make an image; they are among its inputs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Source trees of the user's, only ever read: which files are sources, and when they have changed."""
+"""Users' source trees, which are never written to: their source files, and whether these have changed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from images.commands import environment
 def listed(folder: Path, is_output: Callable[[str], bool]) -> list[str]:
     """Paths of the sources below a folder.
 
-    In a git work tree they are git's and the new ones that it does not ignore; elsewhere, all that do not
-    look like a build's output.
+    In a git work tree these are git's files and new files that it does not ignore; elsewhere, all files but
+    a build's output.
     """
     if (folder / ".git").exists():
         command = ["git", "-c", f"safe.directory={folder}", "-C", str(folder)]
@@ -46,7 +46,7 @@ def walk(folder: Path, is_output: Callable[[str], bool], below: str = "") -> lis
 
 
 def fingerprints(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    """Path → size, times and mode of the files among ``paths`` that are there."""
+    """Path → size, times and mode of those of ``paths`` that are files."""
     found = {}
     for path in paths:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -58,7 +58,7 @@ def fingerprints(folder: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def identity(folder: Path, files: Mapping[str, str]) -> dict[str, object]:
-    """What a tree adds to the inputs of what is built from it.
+    """A tree's part of the inputs of an image that is built from it.
 
     :param files: its :func:`fingerprints`.
     """

@@ -37,7 +37,7 @@ _TOOLS = {
     "setpriv": "util-linux",
 }
 _APT_TOOLS = {"apt-get": "apt", "dpkg-deb": "dpkg", "gpgv": "gpgv"}
-# Loaded by the nested host's init, in this order; modules that a kernel lacks are left out.
+# The nested host's init loads them in this order; modules that a kernel lacks are left out.
 _AUTOLOAD = (("irqbypass.ko", ""), ("kvm.ko", ""), ("kvm-intel.ko", "tdx=1 nested=0"))
 _FIRST_ERROR = re.compile(
     r"(: (fatal )?error: |undefined reference to|multiple definition of|^ld: |No rule to make target|"
@@ -243,13 +243,13 @@ def _run_make(
 
 
 def autoload(is_there: Callable[[str], bool]) -> str:
-    """What init loads: a line per module, its file name and its parameters."""
+    """The list for init: a line per module, its file name and its parameters."""
     lines = [f"{name} {parameters}".strip() for name, parameters in _AUTOLOAD if is_there(name)]
     return "".join(line + "\n" for line in lines)
 
 
 def _make_environment() -> dict[str, str]:
-    """The same kernel from the same sources, whoever builds it, whenever."""
+    """Variables that make the same kernel from the same sources, for any builder at any time."""
     return {
         "ARCH": "x86",
         "KBUILD_BUILD_TIMESTAMP": "@0",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's configuration: a fragment on top of allnoconfig, and whether all of it took."""
+"""The kernel's configuration: a fragment on top of allnoconfig, and a check that all of it was taken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOT_SET = re.compile(r"^# (CONFIG_\w+) is not set$")
 
 
 def parse(text: str) -> dict[str, str]:
-    """Symbol → value of a .config or a fragment; what is not set is ``n``."""
+    """Symbol → value of a .config or a fragment; ``n`` for a symbol that is not set."""
     values = {}
     for line in text.splitlines():
         if match := _SET.match(line.strip()):
@@ -22,7 +22,7 @@ def parse(text: str) -> dict[str, str]:
 
 
 def not_taken(asked: Mapping[str, str], got: Mapping[str, str]) -> list[str]:
-    """What the fragment asks for and the .config does not say, as ``CONFIG_X=y (is n)``."""
+    """Symbols of the fragment that have another value in the .config, as ``CONFIG_X=y (is n)``."""
     return [
         f"{symbol}={value} (is {got.get(symbol, 'n')})"
         for symbol, value in asked.items()

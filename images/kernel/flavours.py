@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which kernels can be built, read from ``flavours.toml``."""
+"""The kernels that can be built, from ``flavours.toml``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DEFAULT = "upstream"
 class Flavour:
     """A kernel to build.
 
-    :param patches: its own patches, in order; the hooks are not among them.
-    :param kvm_unchanged: the build has to prove that KVM's sources are those of the base.
+    :param patches: its patches, in order, without the hooks.
+    :param kvm_unchanged: the build proves that KVM's sources are those of the base.
     :param contract: the API contract that it has to keep, a name of fixtures/contracts.
-    :param config: name of a configuration on top of the usual one, empty for none.
+    :param config: name of a configuration on top of the usual one, or empty.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Flavour:
 
     @property
     def fragments(self) -> tuple[str, ...]:
-        """The files here that its configuration is made of; a later one has the last word."""
+        """The files of its configuration, in this folder; a later file overrides an earlier one."""
         return ("fragment.config", *([f"{self.config}.config"] if self.config else []))
 
 
 def hook_patches(folder: Path = HERE) -> tuple[Path, ...]:
-    """The patches that every flavour gets, outside KVM, in order."""
+    """The patches of every flavour, outside KVM, in order."""
     return tuple(sorted((folder / "patches/hooks").glob("*.patch")))
 
 
@@ -76,7 +76,7 @@ def load(folder: Path = HERE) -> dict[str, Flavour]:
 def get(name: str, folder: Path = HERE) -> Flavour:
     """One flavour.
 
-    :raises BuildError: there is none of that name.
+    :raises BuildError: no flavour has that name.
     """
     known = load(folder)
     if name not in known:

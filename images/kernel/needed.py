@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which files of a kernel tree a build for x86 reads: half of the bytes, two thirds of the files."""
+"""The files of a kernel tree that a build for x86 reads: half of the bytes, two thirds of the files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LEFT_OUT = (
     "Documentation/[a-z]*",
     "drivers/gpu/drm/amd/include/*",
 )
-"""Patterns of what is not read, ``*`` standing for slashes too; every Kconfig stays."""
+"""Patterns of the files that it does not read, ``*`` matching slashes too; every Kconfig stays."""
 
 _LEFT_OUT = re.compile("|".join(fnmatch.translate(pattern) for pattern in LEFT_OUT))
 
 
 def is_needed(path: str) -> bool:
-    """Whether a path relative to the tree may be read."""
+    """Returns whether a build may read a path relative to the tree."""
     return _LEFT_OUT.match(path) is None

@@ -41,7 +41,7 @@ def kept_folder(cache: Cache, source: Source) -> Path:
 
 
 def matches(asked: str, package: str, version: str) -> bool:
-    """Whether a package is the requested version: ``7.3``, ``7.3.4`` or Debian's whole version."""
+    """Returns whether a package is the requested version: ``7.3``, ``7.3.4`` or Debian's whole version."""
     return asked in {version, upstream_version(version), package.removeprefix(_PREFIX), package}
 
 

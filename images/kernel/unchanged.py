@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The proof that the KVM under test is the base's own: every file is compared with where it came from."""
+"""The proof that the KVM under test is the base's: each of its files is compared with its origin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from images.cache import file_sha256
 
 FOLDERS = ("arch/x86/kvm", "virt/kvm", "virt/lib", "arch/x86/virt/vmx")
-"""Folders that have to be the same file for file, with none added or missing."""
+"""Folders that have to be equal file by file, without an added or a missing file."""
 
 HEADERS = (
     "include/linux/kvm*.h",
@@ -23,12 +23,12 @@ HEADERS = (
     "arch/x86/include/uapi/asm/kvm*.h",
     "arch/x86/include/uapi/asm/vmx.h",
 )
-"""KVM's headers, which live elsewhere."""
+"""KVM's headers, which are in other folders."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a prepared tree compares with its base.
+    """The comparison of a prepared tree with its base.
 
     :param compared: number of files that were compared.
     :param changed: paths that differ, are missing, or are not in the base.
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def is_guarded(path: str) -> bool:
-    """Whether a path relative to the tree is KVM's."""
+    """Returns whether a path relative to the tree is KVM's."""
     if any(path.startswith(folder + "/") for folder in FOLDERS):
         return True
     return any(
@@ -48,7 +48,7 @@ def is_guarded(path: str) -> bool:
 
 
 def guarded_files(tree: Path) -> dict[str, str]:
-    """Path → SHA-256 of KVM's files in a tree on disk; symbolic links by what they name."""
+    """Path → SHA-256 of KVM's files in a tree on disk; a symbolic link is ``-> <its target>``."""
     paths = [path for folder in FOLDERS for path in (tree / folder).rglob("*")]
     paths += [path for pattern in HEADERS for path in tree.glob(pattern)]
     found = {}

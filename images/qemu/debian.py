@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Debian that QEMU is built in: that of the nested host, whatever the machine here is."""
+"""The Debian in which QEMU is built: the nested host's, whatever distribution this machine has."""
 
 from __future__ import annotations
 

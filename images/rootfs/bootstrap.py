@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs on the nested host: waits on the virtio-serial port for the agent's source and runs it.
+"""Run on the nested host: wait on the virtio-serial port for the agent's source, and execute it.
 
-The source comes as a line ``<decimal length>`` and that many bytes.  It is executed in a child of its own
-with ``STREAM_IN`` and ``STREAM_OUT``, unbuffered binary files of the port, in its globals.  When that child
-ends, the next source is waited for.  Modules that agents want are imported here, once: a child then starts
-without reading anything from the disk.
+The source is a line ``<decimal length>`` and that many bytes.  A child executes it, with ``STREAM_IN`` and
+``STREAM_OUT``, unbuffered binary files of the port, in its globals; after the child's end the next source is
+read.  The modules that agents use are imported here, once: a child then reads nothing from the disk.
 
-init starts this first and loads KVM meanwhile.  No source is taken before init is done, so an agent that
+init starts this first and loads KVM meanwhile.  No source is read before init is done, so an agent that
 answers means a host that is ready.
 """
 
@@ -25,7 +24,7 @@ LONGEST_SOURCE = 16 << 20
 
 
 def find_port() -> Path | None:
-    """The port's device node; without udev nobody makes its link but us."""
+    """The port's device node; without udev there is no link to it yet."""
     for name in Path("/sys/class/virtio-ports").glob("*/name"):
         if name.read_text().strip() == PORT:
             return Path("/dev") / name.parent.name
@@ -33,7 +32,7 @@ def find_port() -> Path | None:
 
 
 def preload() -> None:
-    """Import what agents use; one that is missing here is the agent's to complain about."""
+    """Import the modules that agents use; an agent reports those that are missing."""
     names = ("base64", "ctypes", "errno", "fcntl", "json", "mmap", "re", "select", "socket", "struct")
     for name in (*names, "subprocess", "threading", "time", "traceback", "typing"):
         with contextlib.suppress(ImportError):
@@ -41,7 +40,7 @@ def preload() -> None:
 
 
 def is_first() -> bool:
-    """Whether init started us with its two pipes, not again after an earlier one had ended."""
+    """Returns whether init started this with its two pipes, not again after an earlier one had ended."""
     try:
         return all(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in (LISTENING_FD, READY_FD))
     except OSError:
@@ -54,7 +53,7 @@ def say_listening() -> None:
 
 
 def wait_until_ready() -> None:
-    """Until init closes its end."""
+    """Wait until init closes its end."""
     os.read(READY_FD, 1)
     os.close(READY_FD)
 
@@ -62,8 +61,8 @@ def wait_until_ready() -> None:
 class Port:
     """The open port.
 
-    A read gives nothing at once while no one is connected on QEMU's side, and poll says POLLHUP: the
-    kernel tells of a connection by SIGIO only.
+    While QEMU's side is not connected, a read returns nothing at once and poll returns POLLHUP: the kernel
+    reports a connection by SIGIO only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +76,7 @@ class Port:
         self._plain_flags = flags
 
     def read(self, size: int) -> bytes:
-        """At least one byte; waits as long as it takes, whether someone is connected or not."""
+        """At least one byte; waits for it without a limit, whether QEMU's side is connected or not."""
         while True:
             data = os.read(self.fd, size)
             if data:
@@ -85,7 +84,7 @@ class Port:
             signal.sigtimedwait({signal.SIGIO}, 0.25)
 
     def read_source(self) -> bytes | None:
-        """The next source, or None for a line that is no length."""
+        """The next source, or None for a line that is not a length."""
         line = b""
         while not line.endswith(b"\n"):
             line += self.read(1)
@@ -101,7 +100,7 @@ class Port:
         return b"".join(parts)
 
     def become_plain(self) -> None:
-        """In a child: no signals from the port."""
+        """Switch the port's signals off, in a child."""
         import fcntl
 
         fcntl.fcntl(self.fd, fcntl.F_SETFL, self._plain_flags)
@@ -114,7 +113,7 @@ class Port:
 
 
 def run(port: Port, source: bytes) -> None:
-    """Execute one source in a child and wait for its end."""
+    """Execute a source in a child and wait for its end."""
     pid = os.fork()
     if pid == 0:
         status = 1
