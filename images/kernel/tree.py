@@ -157,7 +157,7 @@ class Package:
         return PackageBase(tree, facts["kvm"])
 
     def _facts(self, tree: KeptTree) -> dict[str, Any] | None:
-        """The record beside the tree; None without a tree, or for a tree of another package or other files."""
+        """The record beside the tree; None without a tree, or for another package or choice of files."""
         try:
             facts: dict[str, Any] = json.loads((tree.folder / "package.json").read_text())
         except FileNotFoundError:
