@@ -90,14 +90,14 @@ def port(bootstrap: dict[str, Any]) -> Iterator[tuple[Any, int]]:
     tty.setraw(theirs)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     # Its default is to end the process, and a thread of another test's may be the one that gets it.
-    before = signal.signal(signal.SIGIO, lambda number, frame: None)
+    # It stays: a thread may have got the signal and Python not yet have called the handler.
+    signal.signal(signal.SIGIO, lambda number, frame: None)
     opened = bootstrap["Port"](Path(os.ttyname(theirs)))
     yield opened, ours
     os.close(opened.fd)
     os.close(theirs)
     os.close(ours)
     signal.sigtimedwait({signal.SIGIO}, 0)
-    signal.signal(signal.SIGIO, before)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
