@@ -6,7 +6,6 @@ The source that was used is recorded, so that a later build of the same needs no
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -64,10 +63,7 @@ class LastUsed:
     def recall(self, asked: str | None = None) -> Source | None:
         """The source that was used last for a request: a version, or None for any."""
         named = self._read().get(asked or "")
-        # A file from before a source had all of its fields has no such record.
-        with contextlib.suppress(TypeError):
-            return Source(**named) if named else None
-        return None
+        return Source(**named) if named else None
 
     def record(self, asked: str | None, source: Source) -> None:
         """Remember the source for the request, and for its own version."""

@@ -32,7 +32,7 @@ _BLOCK = 1 << 20
 
 def last_used(cache: Cache) -> LastUsed:
     """The sources of the cache's kernels."""
-    return LastUsed(cache, "kernel-sources.json")
+    return LastUsed(cache, "kernel-used.json")
 
 
 def kept_folder(cache: Cache, source: Source) -> Path:

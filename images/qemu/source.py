@@ -28,7 +28,7 @@ PINNED = Source(
 
 def last_used(cache: Cache) -> LastUsed:
     """The source of the cache's QEMU."""
-    return LastUsed(cache, "qemu-source.json")
+    return LastUsed(cache, "qemu-used.json")
 
 
 def choose(available: list[str]) -> list[str]:

@@ -88,14 +88,6 @@ def test_what_was_used_is_remembered_for_each_request(cache: Cache) -> None:
     assert new.upstream == "7.3.5"
 
 
-def test_a_record_without_the_path_of_the_source_is_none(cache: Cache) -> None:
-    cache.root.mkdir()
-    (cache.root / "kernel-sources.json").write_text(
-        '{"": {"package": "linux-source-7.3", "version": "7.3.4-1", "sha256": "aa"}}'
-    )
-    assert source.last_used(cache).recall() is None
-
-
 @pytest.fixture
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[Source]:
     """The sources that the mirror has; the list is empty as long as there is no network."""
