@@ -175,10 +175,10 @@ def unpack(deb: Path, folder: Path, log: Log, reporter: Reporter) -> dict[str, s
             writer.stdin.close()
         status = writer.wait() or reader.wait()
         complaints.seek(0)
-        said = complaints.read().decode(errors="replace")
-        log.write(said)
+        printed = complaints.read().decode(errors="replace")
+        log.write(printed)
     if status or broken:
-        lines = (*said.splitlines()[-20:], *([broken] if broken else []))
+        lines = (*printed.splitlines()[-20:], *([broken] if broken else []))
         raise failure("unpacking the kernel source failed", status or 1, lines, log=log.path)
     if not hashes:
         raise BuildError(f"{deb.name} holds no kernel with KVM", log=log.path)

@@ -5,9 +5,9 @@ A file is written only when its content changes, so that make rebuilds what depe
 else.  The list of files that differ from the base is on disk before the first of them is touched: a build
 that is killed half-way leaves a tree that the next build puts right.
 
-This is no git work tree with ``git am``.  Going from one flavour to another by way of the base writes every
-patched file twice, and make goes by the time of the writing: the hooks alone touch headers that half of the
-kernel includes.  Debian's tarball has no repository, and a user's tree is built with its uncommitted
+This is not a git work tree with ``git am``.  Going from one flavour to another by way of the base writes
+every patched file twice, and make goes by the time of the writing: the hooks alone touch headers that half
+of the kernel includes.  Debian's tarball has no repository, and a user's tree is built with its uncommitted
 changes, without a write to its repository.
 """
 
