@@ -78,6 +78,7 @@ def images_of(artefact: Artefact) -> dict[str, Path]:
 
 def build_all(sources: Path, scratch: Path, out: Path, log: Log) -> dict[str, int]:
     """Build every payload of a folder into ``out``; returns name → base.  The objects go to ``scratch``."""
+    out.mkdir(exist_ok=True)
     objects = scratch / "objects"
     objects.mkdir()
     library = [_compile(source, sources, objects, log) for source in _sources(sources / "lib")]

@@ -30,7 +30,7 @@ def sources(tmp_path: Path) -> Path:
 
 def _build(sources: Path, log: Log) -> dict[str, bytes]:
     scratch = sources.parent / "scratch"
-    (scratch / "out").mkdir(parents=True)
+    scratch.mkdir()
     build.build_all(sources, scratch, scratch / "out", log)
     return {path.stem: path.read_bytes() for path in (scratch / "out").iterdir()}
 
