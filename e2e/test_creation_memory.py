@@ -48,7 +48,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EmptySlot:
     """A TD with one vCPU, an empty private memslot at 1 MiB, and memory to be copied into it."""
 
     built: Assembly
@@ -74,10 +74,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(owner: Worker, tdx_cleanup: ExitStack) -> Bench:
+def empty(owner: Worker, tdx_cleanup: ExitStack) -> EmptySlot:
     built = tdx_cleanup.enter_context(build.with_vcpus(owner))
     built.place(Region(BASE, PAGES * PAGE_SIZE))
-    return Bench(built, Memory.map(owner, PAGES * PAGE_SIZE))
+    return EmptySlot(built, Memory.map(owner, PAGES * PAGE_SIZE))
 
 
 # what is refused, and can be done right afterwards
@@ -98,52 +98,52 @@ MISTAKES: dict[str, tuple[Refusal, Request]] = {
 }
 
 
-def test_wrong_region_is_refused_and_can_be_put_right(bench: Bench, contract: Contract) -> None:
-    requests = {name: (refusal, partial(bench.add, wrong)) for name, (refusal, wrong) in MISTAKES.items()}
+def test_wrong_region_is_refused_and_can_be_put_right(empty: EmptySlot, contract: Contract) -> None:
+    requests = {name: (refusal, partial(empty.add, wrong)) for name, (refusal, wrong) in MISTAKES.items()}
     each_refused(contract, requests)
-    bench.add()
+    empty.add()
 
 
-def test_slot_without_a_guest_memfd_is_refused(bench: Bench, contract: Contract) -> None:
-    td = bench.built.td
+def test_slot_without_a_guest_memfd_is_refused(empty: EmptySlot, contract: Contract) -> None:
+    td = empty.built.td
     with td.map_memory(PAGE_SIZE) as shared:
         td.set_user_memory_region2(5, PLAIN_SLOT, PAGE_SIZE, shared=shared)
         with refused(contract, Refusal.REGION_SLOT_WITHOUT_MEMFD):
-            bench.add(Request(gpa=PLAIN_SLOT))
+            empty.add(Request(gpa=PLAIN_SLOT))
 
 
-def test_memory_that_is_not_private_is_refused_until_it_is(bench: Bench, contract: Contract) -> None:
-    bench.built.td.set_memory_attributes(BASE, PAGE_SIZE, private=False)
+def test_memory_that_is_not_private_is_refused_until_it_is(empty: EmptySlot, contract: Contract) -> None:
+    empty.built.td.set_memory_attributes(BASE, PAGE_SIZE, private=False)
     with refused(contract, Refusal.REGION_NOT_PRIVATE):
-        bench.add()
-    bench.built.td.set_memory_attributes(BASE, PAGE_SIZE, private=True)
-    bench.add()
+        empty.add()
+    empty.built.td.set_memory_attributes(BASE, PAGE_SIZE, private=True)
+    empty.add()
 
 
-def test_page_that_is_there_is_refused(bench: Bench, contract: Contract) -> None:
-    bench.add()
+def test_page_that_is_there_is_refused(empty: EmptySlot, contract: Contract) -> None:
+    empty.add()
     with refused(contract, Refusal.REGION_TWICE):
-        bench.add()
-    bench.add(Request(gpa=BASE + PAGE_SIZE))
+        empty.add()
+    empty.add(Request(gpa=BASE + PAGE_SIZE))
 
 
-def test_vcpu_that_is_not_initialized_adds_none(bench: Bench, contract: Contract) -> None:
-    late = bench.built.td.create_vcpu(1)
+def test_vcpu_that_is_not_initialized_adds_none(empty: EmptySlot, contract: Contract) -> None:
+    late = empty.built.td.create_vcpu(1)
     with refused(contract, Refusal.REGION_VCPU_NOT_INITIALIZED):
-        late.init_mem_region(bench.source.address, BASE)
+        late.init_mem_region(empty.source.address, BASE)
 
 
-def test_finalized_td_takes_none(bench: Bench, contract: Contract) -> None:
-    bench.built.finalize()
+def test_finalized_td_takes_none(empty: EmptySlot, contract: Contract) -> None:
+    empty.built.finalize()
     with refused(contract, Refusal.REGION_FINALIZED):
-        bench.add()
+        empty.add()
 
 
-def test_memory_cannot_be_mapped_ahead_before_finalize(bench: Bench, contract: Contract) -> None:
+def test_memory_cannot_be_mapped_ahead_before_finalize(empty: EmptySlot, contract: Contract) -> None:
     with refused(contract, Refusal.PRE_FAULT_TOO_EARLY):
-        bench.vcpu.pre_fault(BASE, PAGE_SIZE)
-    bench.built.finalize()
-    assert bench.vcpu.pre_fault(BASE, PAGE_SIZE) == 0
+        empty.vcpu.pre_fault(BASE, PAGE_SIZE)
+    empty.built.finalize()
+    assert empty.vcpu.pre_fault(BASE, PAGE_SIZE) == 0
 
 
 # regions of several pages
@@ -155,8 +155,8 @@ def region(owner: Worker) -> Memory:
     return Memory.map(owner, PAGE_SIZE)
 
 
-def write_region(memory: Memory, bench: Bench, pages: int) -> Overrides:
-    memory.write(0, bytes(abi.TdxInitMemRegion(bench.source.address, BASE, pages)))
+def write_region(memory: Memory, empty: EmptySlot, pages: int) -> Overrides:
+    memory.write(0, bytes(abi.TdxInitMemRegion(empty.source.address, BASE, pages)))
     return Overrides(data=memory.address)
 
 
@@ -166,18 +166,18 @@ def read_region(memory: Memory) -> tuple[int, int, int]:
     return found.source_addr, found.gpa, found.nr_pages
 
 
-def test_region_that_is_done_has_nothing_left(bench: Bench, region: Memory) -> None:
-    bench.add_region(write_region(region, bench, PAGES))
+def test_region_that_is_done_has_nothing_left(empty: EmptySlot, region: Memory) -> None:
+    empty.add_region(write_region(region, empty, PAGES))
     size = PAGES * PAGE_SIZE
-    assert read_region(region) == (bench.source.address + size, BASE + size, 0)
+    assert read_region(region) == (empty.source.address + size, BASE + size, 0)
 
 
-def test_region_that_fails_half_way_tells_where(bench: Bench, region: Memory, contract: Contract) -> None:
-    altered = write_region(region, bench, PAGES + 2)
+def test_region_that_fails_half_way_tells_where(empty: EmptySlot, region: Memory, contract: Contract) -> None:
+    altered = write_region(region, empty, PAGES + 2)
     with refused(contract, Refusal.REGION_NO_SLOT):
-        bench.add_region(altered)
+        empty.add_region(altered)
     size = PAGES * PAGE_SIZE
-    assert read_region(region) == (bench.source.address + size, BASE + size, 2)
+    assert read_region(region) == (empty.source.address + size, BASE + size, 2)
 
 
 def test_region_that_a_signal_interrupts_can_be_taken_up_again(
@@ -186,19 +186,19 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
     pages = 65536  # Several seconds' work for an emulated machine, of which little is done.
     built = tdx_cleanup.enter_context(build.with_vcpus(owner))
     built.place(Region(BASE, pages * PAGE_SIZE))
-    bench = Bench(built, Memory.map(owner, pages * PAGE_SIZE))
-    altered = write_region(region, bench, pages)
+    empty = EmptySlot(built, Memory.map(owner, pages * PAGE_SIZE))
+    altered = write_region(region, empty, pages)
     with built.td.stats_fd() as stats:
-        job = owner.start(commands.init_mem_region(bench.vcpu.fd, 0, 0, measure=False, altered=altered))
+        job = owner.start(commands.init_mem_region(empty.vcpu.fd, 0, 0, measure=False, altered=altered))
         until(lambda: stats.read()["pages_4k"] != (0,), "the first page to be added")
     with refused(contract, Refusal.REGION_INTERRUPTED):
         interrupted(job)
     source, gpa, left = read_region(region)
     done = (pages - left) * PAGE_SIZE
     assert 0 < left < pages
-    assert (source, gpa) == (bench.source.address + done, BASE + done)
+    assert (source, gpa) == (empty.source.address + done, BASE + done)
     region.write(abi.TdxInitMemRegion.nr_pages.offset, (8).to_bytes(8, "little"))
-    bench.add_region(altered, measure=False)
+    empty.add_region(altered, measure=False)
     assert read_region(region) == (source + 8 * PAGE_SIZE, gpa + 8 * PAGE_SIZE, 0)
 
 
@@ -211,12 +211,12 @@ def test_guest_finds_the_bytes_and_need_not_accept_them(launch: Launch) -> None:
     assert output.numbers(built.vcpus[0], 2) == [ALREADY_ACCEPTED, 0x12345678]
 
 
-def test_source_may_change_afterwards(bench: Bench, payloads: Mapping[str, bytes]) -> None:
-    bench.source.write(0, b"\1")
-    bench.add()
-    bench.source.write(0, b"\2")
-    bench.built.populate(Region.firmware(payloads["accept"])).finalize()
-    assert output.numbers(bench.vcpu, 2) == [ALREADY_ACCEPTED, 1]
+def test_source_may_change_afterwards(empty: EmptySlot, payloads: Mapping[str, bytes]) -> None:
+    empty.source.write(0, b"\1")
+    empty.add()
+    empty.source.write(0, b"\2")
+    empty.built.populate(Region.firmware(payloads["accept"])).finalize()
+    assert output.numbers(empty.vcpu, 2) == [ALREADY_ACCEPTED, 1]
 
 
 @pytest.mark.tdx_needs("ground-truth")
@@ -225,10 +225,10 @@ def test_source_may_change_afterwards(bench: Bench, payloads: Mapping[str, bytes
     [pytest.param(True, CHUNKS, id="measured"), pytest.param(False, 0, id="not-measured")],
 )
 def test_pages_are_added_and_measured_as_asked(
-    measure: bool, chunks: int, bench: Bench, truth: Truth
+    measure: bool, chunks: int, empty: EmptySlot, truth: Truth
 ) -> None:
     before = truth.leaves()
-    bench.vcpu.init_mem_region(bench.source.address, BASE, PAGES, measure=measure)
+    empty.vcpu.init_mem_region(empty.source.address, BASE, PAGES, measure=measure)
     after = truth.leaves()
     assert after["TDH.MEM.PAGE.ADD"].calls - before["TDH.MEM.PAGE.ADD"].calls == PAGES
     assert after["TDH.MR.EXTEND"].calls - before["TDH.MR.EXTEND"].calls == PAGES * chunks
@@ -247,16 +247,16 @@ def test_pages_are_added_and_measured_as_asked(
     ],
 )
 def test_memory_that_is_taken_away_is_removed_from_the_module(
-    take_away: Callable[[Assembly], None], bench: Bench, truth: Truth
+    take_away: Callable[[Assembly], None], empty: EmptySlot, truth: Truth
 ) -> None:
-    bench.vcpu.init_mem_region(bench.source.address, BASE, PAGES)
+    empty.vcpu.init_mem_region(empty.source.address, BASE, PAGES)
     (td,) = truth.tds()
     assert truth.state().pages_of(td.tdr)["reg"] == PAGES
-    take_away(bench.built)
+    take_away(empty.built)
     assert "reg" not in truth.state().pages_of(td.tdr)
 
 
-def test_page_that_was_taken_away_can_be_added_again(bench: Bench) -> None:
-    bench.add()
-    bench.built.memfds[0].punch_hole(0, PAGE_SIZE)
-    bench.add()
+def test_page_that_was_taken_away_can_be_added_again(empty: EmptySlot) -> None:
+    empty.add()
+    empty.built.memfds[0].punch_hole(0, PAGE_SIZE)
+    empty.add()

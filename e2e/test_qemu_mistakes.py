@@ -25,7 +25,7 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 
 @dataclass(frozen=True)
-class Mistake:
+class WrongTd:
     """A configuration that cannot be a TD's.
 
     :param reason: found in QEMU's messages (:func:`re.search`): the part that names the mistake.
@@ -39,25 +39,25 @@ class Mistake:
 
 SEABIOS = "/usr/share/seabios/bios-256k.bin"
 
-MISTAKES = (
-    Mistake("no-firmware", "TDX_METADATA_OFFSET_GUID", {"firmware": ""}),
-    Mistake("firmware-without-metadata", "TDX_METADATA_OFFSET_GUID", {"firmware": SEABIOS}),
-    Mistake("smm", r"TDX.*\bSMM\b", {"machine": {"smm": "on"}}),
-    Mistake("pic", r"TDX.*\bPIC\b", {"machine": {"pic": "on"}}),
-    Mistake("irqchip-in-the-kernel", "irqchip.*split", {"machine": {"kernel-irqchip": "on"}}),
-    Mistake("named-cpu-model", r"(?i)cpu model.*\bTDX\b", {"cpu": "SapphireRapids"}),
-    Mistake("mrconfigid-too-short", r"mrconfigid.*\b48\b", {"guest": {"mrconfigid": "AAAA"}}),
-    Mistake("mrconfigid-no-base64", "(?i)base64", {"guest": {"mrconfigid": "!"}}),
-    Mistake("attributes-not-offered", r"attributes 0x1\b", {"guest": {"attributes": "1"}}),
+WRONG_TDS = (
+    WrongTd("no-firmware", "TDX_METADATA_OFFSET_GUID", {"firmware": ""}),
+    WrongTd("firmware-without-metadata", "TDX_METADATA_OFFSET_GUID", {"firmware": SEABIOS}),
+    WrongTd("smm", r"TDX.*\bSMM\b", {"machine": {"smm": "on"}}),
+    WrongTd("pic", r"TDX.*\bPIC\b", {"machine": {"pic": "on"}}),
+    WrongTd("irqchip-in-the-kernel", "irqchip.*split", {"machine": {"kernel-irqchip": "on"}}),
+    WrongTd("named-cpu-model", r"(?i)cpu model.*\bTDX\b", {"cpu": "SapphireRapids"}),
+    WrongTd("mrconfigid-too-short", r"mrconfigid.*\b48\b", {"guest": {"mrconfigid": "AAAA"}}),
+    WrongTd("mrconfigid-no-base64", "(?i)base64", {"guest": {"mrconfigid": "!"}}),
+    WrongTd("attributes-not-offered", r"attributes 0x1\b", {"guest": {"attributes": "1"}}),
 )
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
-def test_refused_with_a_reason_and_nothing_held(mistake: Mistake, hkids: Hkids, qemu_tds: QemuTds) -> None:
+@pytest.mark.parametrize("wrong", WRONG_TDS, ids=lambda wrong: wrong.name)
+def test_refused_with_a_reason_and_nothing_held(wrong: WrongTd, hkids: Hkids, qemu_tds: QemuTds) -> None:
     with pytest.raises(QemuLaunchFailed) as caught:
-        qemu_tds.start(**mistake.changes)
+        qemu_tds.start(**wrong.changes)
     said = "\n".join(complaints(caught.value.output))
-    assert re.search(mistake.reason, said), said
+    assert re.search(wrong.reason, said), said
     assert caught.value.returncode == 1
     assert hkids.taken == 0
 

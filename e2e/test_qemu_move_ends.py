@@ -31,7 +31,7 @@ def kill(td: QemuTd) -> None:
     assert td.wait() == -signal.SIGKILL
 
 
-def refused(td: QemuTd, command: str) -> str:
+def error_of(td: QemuTd, command: str) -> str:
     """Execute a command, and return QEMU's error message, empty if it succeeds."""
     try:
         td.execute(command)
@@ -210,7 +210,7 @@ def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: Qemu
         # Each time a little later.
         for _ in range(step - 1):
             td.execute("query-status")
-        refusal = refused(td, "migrate_cancel")
+        refusal = error_of(td, "migrate_cancel")
         ended = move.end()
         assert (refusal, ended) in (("", "cancelled"), ("", "completed"), (TOO_LATE, "completed"))
         if ended == "completed":
