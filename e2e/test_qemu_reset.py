@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from e2e.findings import F1
 from fixtures.cgroup import Cgroup
 from fixtures.findings import shows
 from fixtures.guests.qemu_td import QemuTd
@@ -87,6 +88,7 @@ def test_outlives_a_reset_when_no_hkid_is_free(hkids: Hkids, kvm: Kvm, qemu_tds:
 
 
 @pytest.mark.tdx_finding("Q7", qemu=("11.1",))
+@pytest.mark.tdx_finding("F1", **F1, race=True)  # When Q7 provokes it.
 def test_outlives_a_reset_at_its_cgroups_limit(
     tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, qemu_tds: QemuTds
 ) -> None:
