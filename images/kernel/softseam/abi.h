@@ -4,13 +4,14 @@
  * operand ids, page types, life-cycle states and metadata field ids.
  *
  * Numbers are those of the TDX module 1.5 ABI.  They are not taken from the
- * kernel's own headers, so that a kernel that gets one of them wrong is seen
- * to do so.
+ * kernel's own headers, so that a wrong number there shows.
  */
 #ifndef SOFTSEAM_ABI_H
 #define SOFTSEAM_ABI_H
 
 #include <linux/bits.h>
+#include <linux/build_bug.h>
+#include <linux/stddef.h>
 #include <linux/types.h>
 
 /* SEAMCALL: RAX[15:0] leaf, [23:16] version, [63] the call is for P-SEAMLDR */
@@ -128,7 +129,8 @@ enum seam_leaf {
 #define SEAM_METADATA_FIELD_VALUE_NOT_VALID 0xC0000C0300000000ULL
 #define SEAM_METADATA_WR_MASK_NOT_VALID	0xC0000C0A00000000ULL
 
-/* Operand ids */
+/* Operand ids, and a code that contains one */
+#define OPND(code, id)			((code) | (id))
 #define OPND_RAX			0
 #define OPND_RCX			1
 #define OPND_RDX			2
@@ -247,7 +249,10 @@ struct seam_td_params {
 	u64 arch_capabilities;
 	u8 reserved2[24];
 	u32 cpuid[TD_PARAMS_CPUID_SLOTS][4];
-} __packed;
+};
+
+static_assert(sizeof(struct seam_td_params) == TD_PARAMS_SIZE);
+static_assert(offsetof(struct seam_td_params, cpuid) == 256);
 
 /* Metadata fields, TDH.SYS.RD */
 #define FIELD_MINOR_VERSION		0x0800000100000003ULL
@@ -290,6 +295,7 @@ struct seam_td_params {
 #define VMCS_PIN_CONTROLS		0x4000
 #define VMCS_PROC2_CONTROLS		0x401E
 #define VMCS_NOTIFY_WINDOW		0x4024
+#define PIN_POSTED_INTR			BIT(7)	/* of VMCS_PIN_CONTROLS */
 #define VCPU_STATE_DETAILS		0x100
 #define VCPU_PEND_NMI			11
 

@@ -1,28 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the CPU and its firmware would say: whether softseam stands in for
- * hardware here, the MSRs of VMX and of the KeyIDs, and SVM under it all.
+ * The CPU under softseam: whether it is an emulated one, the MSRs that hardware
+ * would have, and enabling SVM.
  */
 #define pr_fmt(fmt) "softseam: " fmt
 
-#include <linux/cpu.h>
+#include <linux/bits.h>
 #include <linux/export.h>
 #include <linux/init.h>
+#include <linux/jump_label.h>
 #include <linux/kernel.h>
-#include <linux/smp.h>
-#include <linux/topology.h>
+#include <linux/percpu.h>
 #include <asm/cpufeature.h>
 #include <asm/cpuid/api.h>
 #include <asm/fpu/types.h>
 #include <asm/msr.h>
+#include <asm/processor-flags.h>
 #include <asm/softseam.h>
 
-#include "softseam.h"
+/* Declares init_fpstate. */
+#include "../../kernel/fpu/internal.h"
+
+#include "abi.h"
+#include "cpu.h"
 
 #define X87_CWD_INIT	0x37f
 
 u32 seam_nr_keyids = 16;
 u32 seam_max_vcpus = 576;
+
+/* True before softseam_cpu_init(): MSRs are read before jump labels can be patched. */
+DEFINE_STATIC_KEY_TRUE(softseam_has_msrs);
+EXPORT_SYMBOL_GPL(softseam_has_msrs);
 
 static DEFINE_PER_CPU_PAGE_ALIGNED(u8 [PAGE_SIZE], hsave);
 static DEFINE_PER_CPU_PAGE_ALIGNED(u8 [PAGE_SIZE], host_vmcb);
@@ -52,8 +61,8 @@ static int __init parse_max_vcpus(char *arg)
 early_param("softseam.max_vcpus", parse_max_vcpus);
 
 /*
- * No real CPU is from Intel and has SVM.  An emulated one can be told to be,
- * which is how a tester asks for softseam.
+ * No real CPU is from Intel and has SVM.  An emulated one can be configured so,
+ * which is how a tester turns softseam on.
  */
 bool seam_active(void)
 {
@@ -77,30 +86,68 @@ bool seam_active(void)
 
 /*
  * VMX capability MSRs: bits [31:0] of a control MSR must be 1, bits [63:32]
- * may be 1.  The values offer what KVM requires, plus EPT and APICv, which TDX
- * requires, and leave out what would make KVM look further.
+ * may be 1.  Offered is what KVM requires, plus EPT and APICv, which TDX
+ * requires.  *_DEFAULT1 are the reserved bits that are always 1 (SDM volume 3,
+ * appendix A).
  */
 #define MAY(bits)	((u64)(bits) << 32)
 
-/* external-interrupt and NMI exiting, virtual NMIs, preemption timer, posted interrupts */
-#define PIN_MUST	0x16ULL
-#define PIN_MAY		(PIN_MUST | BIT(0) | BIT(3) | BIT(5) | BIT(6) | BIT(7))
-#define PROC_MUST	0x0401e172ULL
-#define PROC_MAY	0xfff9fffeULL
-/* APIC access, EPT, RDTSCP, x2APIC, VPID, WBINVD, UG, APIC regs, VID, INVPCID, XSAVES */
-#define PROC2_MAY	(BIT(0) | BIT(1) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | \
-			 BIT(7) | BIT(8) | BIT(9) | BIT(12) | BIT(20))
-#define VMEXIT_MUST	0x36dffULL
-#define VMEXIT_MAY	0x7fffffULL
-#define VMENTRY_MUST	0x11ffULL
-#define VMENTRY_MAY	0xf3ffULL
-/* execute-only, 4-level, WB, 2M, 1G, INVEPT single and global, A/D; all of INVVPID */
-#define EPT_VPID_CAP	(BIT_ULL(0) | BIT(6) | BIT(14) | BIT(16) | BIT(17) | BIT(20) | \
-			 BIT(21) | BIT(25) | BIT(26) | BIT_ULL(32) | (0xfULL << 40))
-#define LAST_VMX_MSR	0x493
+#define PIN_DEFAULT1		(BIT(1) | BIT(2) | BIT(4))
+#define PIN_EXTERNAL_INTR	BIT(0)
+#define PIN_NMI			BIT(3)
+#define PIN_VIRTUAL_NMI		BIT(5)
+#define PIN_PREEMPTION_TIMER	BIT(6)
+#define PIN_MAY		(PIN_DEFAULT1 | PIN_EXTERNAL_INTR | PIN_NMI | PIN_VIRTUAL_NMI | \
+			 PIN_PREEMPTION_TIMER | PIN_POSTED_INTR)
+#define PROC_DEFAULT1		(BIT(1) | GENMASK(6, 4) | BIT(8) | GENMASK(16, 13) | BIT(26))
+/* All but bits 0 and 18, which are reserved, and 17, tertiary controls */
+#define PROC_MAY		0xfff9fffeULL
+#define PROC2_APIC_ACCESS	BIT(0)
+#define PROC2_EPT		BIT(1)
+#define PROC2_DESC_TABLE	BIT(2)
+#define PROC2_RDTSCP		BIT(3)
+#define PROC2_X2APIC		BIT(4)
+#define PROC2_VPID		BIT(5)
+#define PROC2_WBINVD		BIT(6)
+#define PROC2_UNRESTRICTED	BIT(7)
+#define PROC2_APIC_REGS		BIT(8)
+#define PROC2_VINTR_DELIVERY	BIT(9)
+#define PROC2_INVPCID		BIT(12)
+#define PROC2_XSAVES		BIT(20)
+#define PROC2_MAY	(PROC2_APIC_ACCESS | PROC2_EPT | PROC2_DESC_TABLE | PROC2_RDTSCP | \
+			 PROC2_X2APIC | PROC2_VPID | PROC2_WBINVD | PROC2_UNRESTRICTED | \
+			 PROC2_APIC_REGS | PROC2_VINTR_DELIVERY | PROC2_INVPCID | PROC2_XSAVES)
+#define VMEXIT_DEFAULT1		0x36dffULL
+#define VMEXIT_MAY		0x7fffffULL
+#define VMENTRY_DEFAULT1	0x11ffULL
+#define VMENTRY_MAY		0xf3ffULL
 
-/* revision 1, 4096 bytes, write-back, INS/OUTS info, true controls absent, NO_SEAMRET_INVD_VMCS */
-#define BASIC		(1ULL | (0x1000ULL << 32) | (6ULL << 50) | BIT_ULL(54) | BIT_ULL(60))
+/* Activity states HLT, shutdown, wait-for-SIPI */
+#define MISC		GENMASK_ULL(8, 6)
+
+#define EPT_EXEC_ONLY		BIT_ULL(0)
+#define EPT_4_LEVEL		BIT_ULL(6)
+#define EPT_WRITE_BACK		BIT_ULL(14)
+#define EPT_2M_PAGE		BIT_ULL(16)
+#define EPT_1G_PAGE		BIT_ULL(17)
+#define EPT_INVEPT		BIT_ULL(20)
+#define EPT_ACCESSED_DIRTY	BIT_ULL(21)
+#define EPT_INVEPT_TYPES	GENMASK_ULL(26, 25)
+#define VPID_INVVPID		BIT_ULL(32)
+#define VPID_INVVPID_TYPES	GENMASK_ULL(43, 40)
+#define EPT_VPID_CAP	(EPT_EXEC_ONLY | EPT_4_LEVEL | EPT_WRITE_BACK | EPT_2M_PAGE | \
+			 EPT_1G_PAGE | EPT_INVEPT | EPT_ACCESSED_DIRTY | EPT_INVEPT_TYPES | \
+			 VPID_INVVPID | VPID_INVVPID_TYPES)
+
+#define BASIC_REVISION		1ULL
+#define BASIC_SIZE		(0x1000ULL << 32)
+#define BASIC_WRITE_BACK	(6ULL << 50)
+#define BASIC_INS_OUTS		BIT_ULL(54)
+#define BASIC_NO_SEAMRET_INVD	BIT_ULL(60)
+/* Bit 55, which announces the TRUE control MSRs, is clear. */
+#define BASIC		(BASIC_REVISION | BASIC_SIZE | BASIC_WRITE_BACK | BASIC_INS_OUTS | \
+			 BASIC_NO_SEAMRET_INVD)
+#define LAST_VMX_MSR	0x493
 
 bool softseam_rdmsr(u32 msr, u64 *val)
 {
@@ -112,7 +159,7 @@ bool softseam_rdmsr(u32 msr, u64 *val)
 		*val = FEAT_CTL_LOCKED | FEAT_CTL_VMX_ENABLED_OUTSIDE_SMX;
 		return true;
 	case MSR_IA32_ARCH_CAPABILITIES:
-		/* As all CPUs with TDX; L1TF would make KVM look at physical address bits. */
+		/* As all CPUs with TDX have; with L1TF KVM would reserve physical address bits. */
 		*val = ARCH_CAP_RDCL_NO | ARCH_CAP_SKIP_VMENTRY_L1DFLUSH |
 		       ARCH_CAP_MDS_NO | ARCH_CAP_PSCHANGE_MC_NO | ARCH_CAP_TAA_NO;
 		return true;
@@ -123,22 +170,22 @@ bool softseam_rdmsr(u32 msr, u64 *val)
 		*val = BASIC;
 		return true;
 	case MSR_IA32_VMX_PINBASED_CTLS:
-		*val = PIN_MUST | MAY(PIN_MAY);
+		*val = PIN_DEFAULT1 | MAY(PIN_MAY);
 		return true;
 	case MSR_IA32_VMX_PROCBASED_CTLS:
-		*val = PROC_MUST | MAY(PROC_MAY);
+		*val = PROC_DEFAULT1 | MAY(PROC_MAY);
 		return true;
 	case MSR_IA32_VMX_PROCBASED_CTLS2:
 		*val = MAY(PROC2_MAY);
 		return true;
 	case MSR_IA32_VMX_EXIT_CTLS:
-		*val = VMEXIT_MUST | MAY(VMEXIT_MAY);
+		*val = VMEXIT_DEFAULT1 | MAY(VMEXIT_MAY);
 		return true;
 	case MSR_IA32_VMX_ENTRY_CTLS:
-		*val = VMENTRY_MUST | MAY(VMENTRY_MAY);
+		*val = VMENTRY_DEFAULT1 | MAY(VMENTRY_MAY);
 		return true;
 	case MSR_IA32_VMX_MISC:
-		*val = 0x1c0;
+		*val = MISC;
 		return true;
 	case MSR_IA32_VMX_CR0_FIXED0:
 		*val = X86_CR0_PE | X86_CR0_NE | X86_CR0_PG;
@@ -163,8 +210,8 @@ bool softseam_rdmsr(u32 msr, u64 *val)
 EXPORT_SYMBOL_GPL(softseam_rdmsr);
 
 /*
- * CR4.VMXE stays in the kernel's shadow and never reaches the CPU: to set a bit
- * that the emulated CPU does not have makes it hang.
+ * CR4.VMXE stays in the kernel's shadow and never reaches the CPU: setting a bit
+ * that the emulated CPU lacks makes it hang.
  */
 unsigned long softseam_hw_cr4(unsigned long val)
 {
@@ -172,46 +219,38 @@ unsigned long softseam_hw_cr4(unsigned long val)
 }
 
 /*
- * XSAVE says of all state that it is in use, and for x87 state in use XRSTOR
- * clears a flag of the first CPU's without a lock (cpu_clear_ignne() in QEMU's
- * target/i386/tcg).  If that CPU is just leaving a guest, it goes on in the host
- * with the guest's nested paging.
+ * XSAVE reports all state as in use, and for x87 state in use XRSTOR clears a
+ * flag of the first CPU without a lock (cpu_clear_ignne() in QEMU's
+ * target/i386/tcg).  If that CPU is exiting from a guest, it continues in the
+ * host with the guest's nested paging.
  */
 void softseam_before_xrstor(struct xregs_state *state)
 {
 	const struct fxregs_state *x87 = &state->i387;
 
-	/* The initial state is read-only by then, see below. */
+	/* softseam_cpu_init() did it for the initial state, which is read-only now. */
 	if (state == &init_fpstate.regs.xsave)
 		return;
 	if (x87->cwd == X87_CWD_INIT && !x87->swd && !x87->twd && seam_active())
 		state->header.xfeatures &= ~XFEATURE_MASK_FP;
 }
 
-static int __init x87_init(void)
+static int __init softseam_cpu_init(void)
 {
 	if (seam_active())
 		init_fpstate.regs.xsave.header.xfeatures &= ~XFEATURE_MASK_FP;
+	else
+		static_branch_disable(&softseam_has_msrs);
 	return 0;
 }
-early_initcall(x87_init);
-
-int seam_this_package(void)
-{
-	return topology_physical_package_id(raw_smp_processor_id());
-}
-
-u64 seam_hsave_pa(void)
-{
-	return per_cpu_ptr_to_phys(this_cpu_ptr(&hsave));
-}
+early_initcall(softseam_cpu_init);
 
 u64 seam_host_vmcb_pa(void)
 {
 	return per_cpu_ptr_to_phys(this_cpu_ptr(&host_vmcb));
 }
 
-/* A CPU that went offline and came back was reset: this is cheap enough for every entry. */
+/* Called at every entry, since a CPU that was offline was reset. */
 void seam_enable_svm(void)
 {
 	u64 efer = native_rdmsrq(MSR_EFER);
@@ -219,5 +258,5 @@ void seam_enable_svm(void)
 	if (efer & EFER_SVME)
 		return;
 	native_wrmsrq(MSR_EFER, efer | EFER_SVME);
-	native_wrmsrq(MSR_VM_HSAVE_PA, seam_hsave_pa());
+	native_wrmsrq(MSR_VM_HSAVE_PA, per_cpu_ptr_to_phys(this_cpu_ptr(&hsave)));
 }

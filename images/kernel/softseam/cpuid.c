@@ -1,40 +1,89 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The CPUID that a TD sees: what the CPU has, less what TDX hides, plus what
- * the host configures where it may.
+ * A TD's CPUID: that of the CPU, less what TDX hides, plus what the host
+ * configures among the bits that it may.
  */
+#include <linux/array_size.h>
+#include <linux/bits.h>
+#include <linux/build_bug.h>
 #include <linux/string.h>
 #include <asm/cpuid/api.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpuid.h"
+#include "td.h"
 
 #define NO_SUBLEAF	0xffffffffU
 #define ALL		0xffffffffU
 
-/* CPUID.1:ECX bits that a TD always has, or never: x2APIC, hypervisor; VMX, SMX, MONITOR, PCID-less */
-#define ECX1_FIXED1	(BIT_U32(13) | BIT_U32(21) | BIT_U32(23) | BIT_U32(30) | BIT_U32(31))
-#define ECX1_NEVER	(BIT_U32(3) | BIT_U32(5) | BIT_U32(6) | BIT_U32(27))
-#define ECX1_CONFIG	(BIT_U32(4) | BIT_U32(7) | BIT_U32(8) | BIT_U32(11) | BIT_U32(14) | BIT_U32(18) | BIT_U32(24))
-#define EBX7_CONFIG	(BIT_U32(4) | BIT_U32(11) | BIT_U32(14))
-#define ECX7_CONFIG	(BIT_U32(5) | BIT_U32(13) | BIT_U32(16) | BIT_U32(24))
+/* Bits by their names in the SDM, CPUID.(leaf, sub-leaf):register */
+#define EDX1_ACPI	BIT_U32(22)
 
-/* Features that need more state than XFAM allows, or an attribute: the TD does not see them. */
-#define ECX1_AVX	(BIT_U32(12) | BIT_U32(28) | BIT_U32(29))
-#define EBX7_AVX	BIT_U32(5)
-#define ECX7_AVX	(BIT_U32(9) | BIT_U32(10))
-#define EBX7_AVX512	(BIT_U32(16) | BIT_U32(17) | BIT_U32(21) | GENMASK_U32(28, 26) | GENMASK_U32(31, 30))
-#define ECX7_AVX512	(BIT_U32(1) | BIT_U32(6) | BIT_U32(11) | BIT_U32(12) | BIT_U32(14))
-#define EDX7_AVX512	(BIT_U32(2) | BIT_U32(3) | BIT_U32(8) | BIT_U32(23))
-#define ECX7_PKU	GENMASK_U32(4, 3)
-#define ECX7_PKS	BIT_U32(31)
+#define ECX1_MONITOR	BIT_U32(3)
+#define ECX1_DS_CPL	BIT_U32(4)
+#define ECX1_VMX	BIT_U32(5)
+#define ECX1_SMX	BIT_U32(6)
+#define ECX1_EIST	BIT_U32(7)
+#define ECX1_TM2	BIT_U32(8)
+#define ECX1_SDBG	BIT_U32(11)
+#define ECX1_FMA	BIT_U32(12)
+#define ECX1_CX16	BIT_U32(13)
+#define ECX1_XTPR	BIT_U32(14)
+#define ECX1_DCA	BIT_U32(18)
+#define ECX1_X2APIC	BIT_U32(21)
+#define ECX1_POPCNT	BIT_U32(23)
+#define ECX1_TSC_DEADLINE BIT_U32(24)
+#define ECX1_OSXSAVE	BIT_U32(27)
+#define ECX1_AVX	BIT_U32(28)
+#define ECX1_F16C	BIT_U32(29)
+#define ECX1_RDRAND	BIT_U32(30)
+#define ECX1_HYPERVISOR	BIT_U32(31)
+
+#define EBX7_SGX	BIT_U32(2)
+#define EBX7_HLE	BIT_U32(4)
+#define EBX7_AVX2	BIT_U32(5)
+#define EBX7_RTM	BIT_U32(11)
+#define EBX7_MPX	BIT_U32(14)
+#define ECX7_WAITPKG	BIT_U32(5)
 #define ECX7_CET_SS	BIT_U32(7)
+#define ECX7_VAES	BIT_U32(9)
+#define ECX7_VPCLMULQDQ	BIT_U32(10)
+#define ECX7_TME	BIT_U32(13)
+#define ECX7_LA57	BIT_U32(16)
+#define ECX7_BUS_LOCK	BIT_U32(24)
+#define ECX7_PKU	GENMASK_U32(4, 3)	/* and OSPKE */
+#define ECX7_PKS	BIT_U32(31)
 #define EDX7_CET_IBT	BIT_U32(20)
+/* BF16, TILE, INT8 */
 #define EDX7_AMX	(BIT_U32(22) | GENMASK_U32(25, 24))
+/* F, DQ, IFMA, PF, ER, CD, BW, VL */
+#define EBX7_AVX512	(BIT_U32(16) | BIT_U32(17) | BIT_U32(21) | GENMASK_U32(28, 26) | \
+			 GENMASK_U32(31, 30))
+/* VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ */
+#define ECX7_AVX512	(BIT_U32(1) | BIT_U32(6) | BIT_U32(11) | BIT_U32(12) | BIT_U32(14))
+/* 4VNNIW, 4FMAPS, VP2INTERSECT, FP16 */
+#define EDX7_AVX512	(BIT_U32(2) | BIT_U32(3) | BIT_U32(8) | BIT_U32(23))
+
+/* LAHF, LZCNT, PREFETCHW; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode */
+#define ECX81_NATIVE	(BIT_U32(0) | BIT_U32(5) | BIT_U32(8))
+#define EDX81_NATIVE	(BIT_U32(11) | BIT_U32(20) | GENMASK_U32(27, 26) | BIT_U32(29))
+#define EDX87_INVARIANT_TSC BIT_U32(8)
+
+#define ECX1_ALWAYS	(ECX1_CX16 | ECX1_X2APIC | ECX1_POPCNT | ECX1_RDRAND | ECX1_HYPERVISOR)
+#define ECX1_NEVER	(ECX1_MONITOR | ECX1_VMX | ECX1_SMX | ECX1_OSXSAVE)
+#define ECX1_CONFIG	(ECX1_DS_CPL | ECX1_EIST | ECX1_TM2 | ECX1_SDBG | ECX1_XTPR | \
+			 ECX1_DCA | ECX1_TSC_DEADLINE)
+#define EBX7_CONFIG	(EBX7_HLE | EBX7_RTM | EBX7_MPX)
+#define ECX7_CONFIG	(ECX7_WAITPKG | ECX7_TME | ECX7_LA57 | ECX7_BUS_LOCK)
+
+/* Features whose registers XFAM turns on */
+#define ECX1_NEEDS_AVX	(ECX1_FMA | ECX1_AVX | ECX1_F16C)
+#define ECX7_NEEDS_AVX	(ECX7_VAES | ECX7_VPCLMULQDQ)
 
 struct virtual_leaf {
 	u32 leaf, subleaf;
-	struct seam_cpuid config;	/* the host decides */
-	struct seam_cpuid native;	/* the CPU decides */
+	struct seam_cpuid config;	/* bits that the host sets */
+	struct seam_cpuid native;	/* bits copied from the CPU */
 	struct seam_cpuid fixed1;
 };
 
@@ -43,32 +92,33 @@ struct virtual_leaf {
 static const struct virtual_leaf leaves[] = {
 	{ 0, NO_SUBLEAF, .native = V(0, ALL, ALL, ALL), .fixed1 = V(0x1f, 0, 0, 0) },
 	{ 1, NO_SUBLEAF,
-	  .config = V(0x0fff3fff, 0x00ff0000, ECX1_CONFIG, BIT_U32(22)),
-	  .native = V(0, 0x0000ff00, ~(ECX1_CONFIG | ECX1_NEVER), ~BIT_U32(22)),
-	  .fixed1 = V(0, 0, ECX1_FIXED1, 0) },
+	  .config = V(0x0fff3fff, 0x00ff0000, ECX1_CONFIG, EDX1_ACPI),
+	  .native = V(0, 0x0000ff00, ~(ECX1_CONFIG | ECX1_NEVER), ~EDX1_ACPI),
+	  .fixed1 = V(0, 0, ECX1_ALWAYS, 0) },
 	{ 7, 0,
 	  .config = V(0, EBX7_CONFIG, ECX7_CONFIG, 0),
-	  .native = V(0, ~(EBX7_CONFIG | BIT_U32(2)), ~(ECX7_CONFIG | BIT_U32(7)), ALL) },
+	  .native = V(0, ~(EBX7_CONFIG | EBX7_SGX), ~(ECX7_CONFIG | ECX7_CET_SS), ALL) },
 	{ 0xd, 0, .native = V(0, ALL, ALL, 0) },
 	{ 0xd, 1, .native = V(0xf, ALL, 0, 0) },
 	{ 0x15, NO_SUBLEAF, .fixed1 = V(1, 0, 25000000, 0) },
 	{ 0x1f, 0, .config = V(0x1f, 0xffff, 0xffff, 0) },
 	{ 0x1f, 1, .config = V(0x1f, 0xffff, 0xffff, 0) },
 	{ 0x80000000, NO_SUBLEAF, .fixed1 = V(0x80000008, 0, 0, 0) },
-	{ 0x80000001, NO_SUBLEAF, .native = V(0, 0, BIT_U32(0) | BIT_U32(5) | BIT_U32(8), 0x2c100800) },
+	{ 0x80000001, NO_SUBLEAF, .native = V(0, 0, ECX81_NATIVE, EDX81_NATIVE) },
 	{ 0x80000006, NO_SUBLEAF, .native = V(0, 0, ALL, 0) },
-	{ 0x80000007, NO_SUBLEAF, .fixed1 = V(0, 0, 0, BIT_U32(8)) },
+	{ 0x80000007, NO_SUBLEAF, .fixed1 = V(0, 0, 0, EDX87_INVARIANT_TSC) },
 	{ 0x80000008, NO_SUBLEAF,
 	  .config = V(0x00ff0000, 0, 0, 0), .native = V(0xffff, 0, 0, 0) },
 };
 
+/* Bits that are hidden unless XFAM and ATTRIBUTES have all of the given ones */
 static const struct gated {
-	u64 xfam, attributes;	/* all of them are needed */
+	u64 xfam, attributes;
 	u32 leaf;
 	struct seam_cpuid bits;
 } gated[] = {
-	{ .xfam = XFAM_AVX, .leaf = 1, .bits = V(0, 0, ECX1_AVX, 0) },
-	{ .xfam = XFAM_AVX, .leaf = 7, .bits = V(0, EBX7_AVX, ECX7_AVX, 0) },
+	{ .xfam = XFAM_AVX, .leaf = 1, .bits = V(0, 0, ECX1_NEEDS_AVX, 0) },
+	{ .xfam = XFAM_AVX, .leaf = 7, .bits = V(0, EBX7_AVX2, ECX7_NEEDS_AVX, 0) },
 	{ .xfam = XFAM_AVX512, .leaf = 7, .bits = V(0, EBX7_AVX512, ECX7_AVX512, EDX7_AVX512) },
 	{ .xfam = XFAM_PKRU, .leaf = 7, .bits = V(0, 0, ECX7_PKU, 0) },
 	{ .xfam = XFAM_CET, .leaf = 7, .bits = V(0, 0, ECX7_CET_SS, EDX7_CET_IBT) },
@@ -124,7 +174,7 @@ u64 cpuid_config_leaf(unsigned int config)
 void cpuid_config_mask(unsigned int config, struct seam_cpuid *mask)
 {
 	*mask = nth_config(config)->config;
-	/* CPUID.80000008H:EAX[23:16] follows GPAW: nobody may configure it. */
+	/* CPUID.80000008H:EAX[23:16] follows GPAW and is not configurable. */
 	if (nth_config(config)->leaf == 0x80000008)
 		mask->val[0] = 0;
 }
@@ -153,7 +203,7 @@ static u64 wrong(const struct virtual_leaf *v, u64 *info)
 
 u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64 *info)
 {
-	const u32 (*asked)[4] = params->cpuid;
+	const u32 (*wanted)[4] = params->cpuid;
 	unsigned int config = 0, i, r;
 
 	for (i = 0; i < ARRAY_SIZE(leaves); i++) {
@@ -170,21 +220,21 @@ u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64
 			continue;
 		cpuid_config_mask(config, &mask);
 		for (r = 0; r < 4; r++) {
-			if (asked[config][r] & ~mask.val[r])
+			if (wanted[config][r] & ~mask.val[r])
 				return wrong(v, info);
-			to->val[r] |= asked[config][r];
+			to->val[r] |= wanted[config][r];
 		}
 		if (v->leaf == 1) {
-			if (!asked[config][0])
+			if (!wanted[config][0])
 				to->val[0] |= cpuid_platform_fms() & mask.val[0];
-			else if (asked[config][0] != (cpuid_platform_fms() & mask.val[0]))
+			else if (wanted[config][0] != (cpuid_platform_fms() & mask.val[0]))
 				return wrong(v, info);
 		}
 		if (v->leaf == 0x80000008)
 			to->val[0] |= 48 << 16;
 		config++;
 	}
-	if (memchr_inv(asked[config], 0, sizeof(params->cpuid) - config * sizeof(asked[0])))
+	if (memchr_inv(wanted[config], 0, sizeof(params->cpuid) - config * sizeof(wanted[0])))
 		return OPND(SEAM_OPERAND_INVALID, OPND_RDX);
 	return SEAM_SUCCESS;
 }

@@ -1,22 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The ground truth, in /sys/kernel/debug/softseam: one record a line, key=value.
- * What is shown is read from the tables that the leaves work on.
+ * The ground truth, in /sys/kernel/debug/softseam: one record a line, key=value,
+ * from the tables that the leaves work on.
  */
+#include <linux/array_size.h>
+#include <linux/atomic.h>
 #include <linux/debugfs.h>
 #include <linux/init.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/seq_file.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
+#include <asm/page.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpu.h"
+#include "inject.h"
+#include "kot.h"
+#include "leaf.h"
+#include "package.h"
+#include "pamt.h"
+#include "sys.h"
+#include "td.h"
+#include "vp.h"
 
 #define NR_OWNERS	1024
 
 static int module_show(struct seq_file *m, void *v)
 {
-	seq_printf(m, "version=%u.%u.%u keyid_start=%u keyids=%u packages=0x%llx max_vcpus_per_td=%u ready=%d leaves=%u\n",
+	seq_printf(m, "version=%u.%u.%u keyid_start=%u keyids=%u packages=0x%lx max_vcpus_per_td=%u ready=%d leaves=%u\n",
 		   SEAM_VERSION_MAJOR, SEAM_VERSION_MINOR, SEAM_VERSION_UPDATE,
 		   SEAM_FIRST_KEYID, seam_nr_keyids, seam_packages, seam_max_vcpus,
 		   seam_sys_state == SYS_READY, seam_nr_leaves());
@@ -52,29 +65,43 @@ static int errors_show(struct seq_file *m, void *v)
 }
 DEFINE_SHOW_ATTRIBUTE(errors);
 
-static void show_td(u64 pa, struct seam_pamt *pamt, void *arg)
+/* @nr comes from a donated page. */
+static const char *name_of(const char * const *names, unsigned int nr_names, u32 nr)
+{
+	return nr < nr_names ? names[nr] : "?";
+}
+
+static void show_td(u64 pa, const struct seam_pamt *pamt, void *arg)
 {
 	static const char * const lifecycle[] = {
-		"hkid_assigned", "keys_configured", "blocked", "teardown"
+		[TD_HKID_ASSIGNED] = "hkid_assigned", [TD_KEYS_CONFIGURED] = "keys_configured",
+		[TD_BLOCKED] = "blocked", [TD_TEARDOWN] = "teardown",
 	};
-	static const char * const op[] = { "uninitialized", "initialized", "runnable" };
-	struct seam_tdr *tdr = __va(pa);
-	struct seam_tdcs *tdcs = tdr->nr_tdcx ? __va(tdr->tdcx[0]) : NULL;
+	static const char * const op[] = {
+		[OP_UNINITIALIZED] = "uninitialized", [OP_INITIALIZED] = "initialized",
+		[OP_RUNNABLE] = "runnable",
+	};
+	static const struct seam_tdcs none;
+	const struct seam_tdr *tdr = __va(pa);
+	const struct seam_tdcs *tdcs = NULL;
 	struct seq_file *m = arg;
-	/* Once pages are being reclaimed the TDCS is no longer there to read. */
-	bool has_tdcs = tdcs && tdr->lifecycle < TD_TEARDOWN;
 
-	seq_printf(m, "tdr=0x%llx state=%s ", pa, lifecycle[tdr->lifecycle]);
+	/* In teardown the host reclaims the TDCS, in any order. */
+	if (tdr->nr_tdcx > TDCS_STATE && tdr->lifecycle < TD_TEARDOWN)
+		tdcs = pamt_peek(tdr->tdcx[TDCS_STATE], PT_TDCX, pa);
+	if (!tdcs)
+		tdcs = &none;
+
+	seq_printf(m, "tdr=0x%llx state=%s ", pa,
+		   name_of(lifecycle, ARRAY_SIZE(lifecycle), tdr->lifecycle));
 	if (tdr->lifecycle < TD_TEARDOWN)
 		seq_printf(m, "hkid=%u ", tdr->hkid);
 	else
 		seq_puts(m, "hkid=- ");
 	seq_printf(m, "op=%s vcpus=%u vcpus_assoc=%d max_vcpus=%u attributes=0x%llx xfam=0x%llx gpaw=%u children=%lld fatal=%u\n",
-		   op[has_tdcs ? tdcs->op_state : 0], has_tdcs ? tdcs->nr_vcpus : 0,
-		   has_tdcs ? atomic_read(&tdcs->nr_assoc) : 0,
-		   has_tdcs ? tdcs->max_vcpus : 0, has_tdcs ? tdcs->attributes : 0,
-		   has_tdcs ? tdcs->xfam : 0, has_tdcs ? tdcs->gpaw : 0,
-		   atomic64_read(&tdr->children), tdr->fatal);
+		   name_of(op, ARRAY_SIZE(op), tdcs->op_state), tdcs->nr_vcpus,
+		   atomic_read(&tdcs->nr_assoc), tdcs->max_vcpus, tdcs->attributes, tdcs->xfam,
+		   tdcs->gpaw, atomic64_read(&tdr->children), tdr->fatal);
 }
 
 static int tds_show(struct seq_file *m, void *v)
@@ -84,9 +111,9 @@ static int tds_show(struct seq_file *m, void *v)
 }
 DEFINE_SHOW_ATTRIBUTE(tds);
 
-static void show_vcpu(u64 pa, struct seam_pamt *pamt, void *arg)
+static void show_vcpu(u64 pa, const struct seam_pamt *pamt, void *arg)
 {
-	struct seam_tdvps *tdvps = __va(pa);
+	const struct seam_tdvps *tdvps = __va(pa);
 	struct seq_file *m = arg;
 	const char *state = tdvps->state == VCPU_READY ? "ready" :
 			    tdvps->state == VCPU_ACTIVE ? "active" :
@@ -114,7 +141,7 @@ struct owners {
 	struct { u64 tdr; u64 count; } of[NR_OWNERS];
 };
 
-static void count_owner(u64 pa, struct seam_pamt *pamt, void *arg)
+static void count_owner(u64 pa, const struct seam_pamt *pamt, void *arg)
 {
 	struct owners *owners = arg;
 	unsigned int i;

@@ -1,18 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* TDH.VP.ENTER: into the guest, and out of it for one of the host's reasons. */
+/* TDH.VP.ENTER: runs the guest until an exit is for the host. */
+#include <linux/atomic.h>
 #include <linux/stddef.h>
-#include <linux/string.h>
-#include <asm/fpu/xcr.h>
+#include <asm/page.h>
 #include <asm/softseam.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpu.h"
+#include "enter.h"
+#include "exit.h"
+#include "guest.h"
+#include "lock.h"
+#include "td.h"
+#include "vapic.h"
+#include "vmrun.h"
+#include "vp.h"
 
 #define HANDLE_RSVD	(GENMASK_ULL(63, 54) | GENMASK_ULL(11, 0))
 #define HANDLE_PA	GENMASK_ULL(51, 12)
 #define VMCB_FLUSH_ALL	1
 #define NR_GPRS		16
 
-/* A register's place in the host's and in the guest's set, by its number in a TDVMCALL mask */
+/* Offsets of a register in the host's and in the guest's set, by its bit in a TDVMCALL mask */
 static const struct {
 	u16 host, guest;
 } gpr[NR_GPRS] = {
@@ -38,7 +47,7 @@ static u64 *guest_gpr(struct seam_gprs *gprs, int n)
 	return (void *)gprs + gpr[n].guest;
 }
 
-/* What the host answers to a TDVMCALL, into the registers that the guest named */
+/* Copy the host's answer to a TDVMCALL into the registers that its mask names. */
 static void take_vmcall_answer(struct seam_vp *vp, struct pt_regs *regs)
 {
 	int n;
@@ -49,7 +58,7 @@ static void take_vmcall_answer(struct seam_vp *vp, struct pt_regs *regs)
 	vp_vmcb(vp->tdvps)->rax = SEAM_SUCCESS;
 }
 
-/* RBP stays the host's: TDs are created with NO_RBP_MOD. */
+/* The host's registers after an exit; RBP is preserved, since all TDs have NO_RBP_MOD. */
 static void give_exit(struct seam_vp *vp, struct pt_regs *regs, const struct seam_exit *exit)
 {
 	int n;
@@ -72,18 +81,20 @@ static void give_exit(struct seam_vp *vp, struct pt_regs *regs, const struct sea
 
 static void guest_fpu_load(const struct seam_vp *vp)
 {
+	u8 (*area)[PAGE_SIZE] = vp_xsave_area(vp->tdvps);
 	u64 mask = vp->td.tdcs->xfam;
 
-	softseam_before_xrstor(__va(vp->tdvps->tdcx[2]));
-	asm volatile("xrstor64 %0" : : "m" (*(u8 (*)[PAGE_SIZE])__va(vp->tdvps->tdcx[2])),
+	softseam_before_xrstor((struct xregs_state *)area);
+	asm volatile("xrstor64 %0" : : "m" (*area),
 		     "a" ((u32)mask), "d" ((u32)(mask >> 32)) : "memory");
 }
 
 static void guest_fpu_save(const struct seam_vp *vp)
 {
+	u8 (*area)[PAGE_SIZE] = vp_xsave_area(vp->tdvps);
 	u64 mask = vp->td.tdcs->xfam;
 
-	asm volatile("xsave64 %0" : "+m" (*(u8 (*)[PAGE_SIZE])__va(vp->tdvps->tdcx[2])) :
+	asm volatile("xsave64 %0" : "+m" (*area) :
 		     "a" ((u32)mask), "d" ((u32)(mask >> 32)) : "memory");
 }
 
@@ -98,7 +109,7 @@ static void run(struct seam_vp *vp, struct seam_exit *exit)
 		vmcb->tlb_control = VMCB_FLUSH_ALL;
 		seam_vmrun(__pa(vmcb), seam_host_vmcb_pa(), &vp->tdvps->gprs);
 		vp->tdvps->nr_exits++;
-		/* An event that was on its way into the guest has to be sent again. */
+		/* An event whose delivery the exit interrupted is injected again. */
 		vmcb->event_inject = vmcb->exit_int_info & EVENT_VALID ? vmcb->exit_int_info : 0;
 	} while (guest_handle_exit(vp, exit) == GUEST_RESUME);
 	guest_fpu_save(vp);
@@ -121,7 +132,7 @@ static void leave_epoch(struct seam_vp *vp)
 	atomic_dec(&vp->td.tdcs->in_epoch[vp->tdvps->epoch & 1]);
 }
 
-/* TDH.VP.ENTER: rcx TDVPR; TDR and TDVPR stay locked, shared, as long as the guest runs */
+/* TDH.VP.ENTER: rcx TDVPR; TDR and TDVPR are locked, shared, while the guest runs */
 u64 leaf_vp_enter(struct pt_regs *regs)
 {
 	struct seam_exit exit = {};

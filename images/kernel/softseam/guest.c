@@ -1,23 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The guest's state at reset, and what is done when the CPU leaves it. */
+/* The guest's state at reset, and the handling of its exits. */
 #define pr_fmt(fmt) "softseam: " fmt
 
+#include <linux/array_size.h>
+#include <linux/bits.h>
 #include <linux/init.h>
 #include <linux/printk.h>
 #include <linux/string.h>
 #include <asm/irq_vectors.h>
 #include <asm/msr-index.h>
+#include <asm/page.h>
 #include <asm/processor-flags.h>
 #include <asm/trapnr.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpuid.h"
+#include "event.h"
+#include "exit.h"
+#include "guest.h"
+#include "sept.h"
+#include "td.h"
+#include "tdcall.h"
+#include "vapic.h"
+#include "vmcb.h"
+#include "vp.h"
 
 #define SHARED_ROOT_FIRST	256
 #define EPT_PRESENT		(BIT_ULL(0) | BIT_ULL(1) | BIT_ULL(2))
 #define EPT_LARGE		BIT_ULL(7)
 #define EPT_SUPPRESS_VE		BIT_ULL(63)
 #define NPT_NX			BIT_ULL(63)
-#define PT_PA			GENMASK_ULL(51, 12)
 #define PT_PRESENT		BIT_ULL(0)
 #define PT_LARGE		BIT_ULL(7)
 
@@ -34,7 +46,7 @@
 #define MXCSR_OFFSET	24
 #define MXCSR_RESET	0x1f80
 
-/* Everything is intercepted but what a TD may read and write on its own. */
+/* All ports and MSRs are intercepted but the MSRs that a TD accesses directly. */
 static u8 iopm[3 * PAGE_SIZE] __aligned(PAGE_SIZE);
 static u8 msrpm[2 * PAGE_SIZE] __aligned(PAGE_SIZE);
 
@@ -64,11 +76,6 @@ static int __init guest_init(void)
 }
 early_initcall(guest_init);
 
-struct seam_vmcb *vp_vmcb(const struct seam_tdvps *tdvps)
-{
-	return __va(tdvps->tdcx[0]);
-}
-
 static void reset_segment(struct vmcb_segment *seg, u16 attrib, u32 limit)
 {
 	*seg = (struct vmcb_segment) { .attrib = attrib, .limit = limit };
@@ -91,11 +98,13 @@ void guest_reset(struct seam_vp *vp, u64 rcx)
 	vmcb->int_control = INT_CTL_V_INTR_MASKING;
 	vmcb->nested_control = 1;
 	vmcb->nested_cr3 = vp->td.tdcs->sept_root;
-	vmcb->tsc_offset = 0;
 
 	reset_segment(&vmcb->cs, 0xc9b, 0xffffffff);
 	reset_segment(&vmcb->ds, 0xc93, 0xffffffff);
-	vmcb->es = vmcb->ss = vmcb->fs = vmcb->gs = vmcb->ds;
+	vmcb->es = vmcb->ds;
+	vmcb->ss = vmcb->ds;
+	vmcb->fs = vmcb->ds;
+	vmcb->gs = vmcb->ds;
 	reset_segment(&vmcb->gdtr, 0, 0xffff);
 	reset_segment(&vmcb->idtr, 0, 0);
 	reset_segment(&vmcb->ldtr, 0, 0xffff);
@@ -116,34 +125,13 @@ void guest_reset(struct seam_vp *vp, u64 rcx)
 	tdvps->gprs.rbx = vp->td.tdcs->gpaw;
 	tdvps->gprs.rdx = cpuid_platform_fms();
 	tdvps->gprs.rsi = tdvps->index;
-	*(u32 *)(__va(tdvps->tdcx[2]) + MXCSR_OFFSET) = MXCSR_RESET;
-}
-
-void guest_inject_exception(struct seam_vp *vp, int vector, bool has_error, u32 error)
-{
-	vp_vmcb(vp->tdvps)->event_inject = EVENT_VALID | EVENT_EXCEPTION | vector |
-		(has_error ? EVENT_HAS_ERROR | (u64)error << 32 : 0);
-}
-
-/* A second #VE before the guest has fetched the first becomes #DF. */
-void guest_inject_ve(struct seam_vp *vp, u32 reason, u64 qualification, u64 gla, u64 gpa,
-		     u32 insn_len, u32 insn_info)
-{
-	if (vp->tdvps->ve.valid) {
-		guest_inject_exception(vp, X86_TRAP_DF, true, 0);
-		return;
-	}
-	vp->tdvps->ve = (struct seam_ve_info) {
-		.valid = true, .exit_reason = reason, .qualification = qualification,
-		.gla = gla, .gpa = gpa, .insn_len = insn_len, .insn_info = insn_info,
-	};
-	guest_inject_exception(vp, X86_TRAP_VE, false, 0);
+	*(u32 *)(vp_xsave_area(tdvps) + MXCSR_OFFSET) = MXCSR_RESET;
 }
 
 /*
- * Shared memory is mapped by the host's own EPT, whose entries the CPU can
- * walk as they are.  Its root is not ours to use, so the half of it that
- * covers shared addresses is copied at each entry, not executable.
+ * Shared memory is mapped by the host's EPT, whose entries below the root the
+ * CPU can walk as they are.  The half of its root that covers shared addresses
+ * is copied into the guest's at each entry, not executable.
  */
 void guest_sync_shared_root(struct seam_vp *vp)
 {
@@ -160,7 +148,7 @@ void guest_sync_shared_root(struct seam_vp *vp)
 	}
 }
 
-/* Does the host want the guest to hear of this itself?  True if the entry says so. */
+/* True unless the host's EPT suppresses #VE for @gpa. */
 static bool shared_fault_is_ve(const struct seam_vp *vp, u64 gpa)
 {
 	u64 *table, entry;
@@ -194,14 +182,14 @@ static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 	if (!sept_gpa_is_private(vp->td.tdcs, gpa)) {
 		if (!shared_fault_is_ve(vp, gpa))
 			return GUEST_EXIT;
-		guest_inject_ve(vp, EXIT_EPT_VIOLATION, qualification, 0, gpa, 0, 0);
+		event_ve(vp, EXIT_EPT_VIOLATION, qualification, 0, gpa, 0, 0);
 		return GUEST_RESUME;
 	}
 
 	sept_walk_to(vp->td.tdcs, gpa, 0, &walk);
 	entry = READ_ONCE(*walk.entry);
 	if (!sept_is_leaf(entry) || sept_state(entry) != SEPT_PENDING) {
-		/* Mapped since: the fault was of the past. */
+		/* Another CPU has mapped it since. */
 		if (sept_is_leaf(entry) && sept_state(entry) == SEPT_PRESENT)
 			return GUEST_RESUME;
 		return GUEST_EXIT;
@@ -210,7 +198,7 @@ static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 		exit->rdx = EPTV_EXT_PENDING;
 		return GUEST_EXIT;
 	}
-	guest_inject_ve(vp, EXIT_EPT_VIOLATION, qualification, 0, gpa, 0, 0);
+	event_ve(vp, EXIT_EPT_VIOLATION, qualification, 0, gpa, 0, 0);
 	return GUEST_RESUME;
 }
 
@@ -240,8 +228,8 @@ static bool guest_gva_to_gpa(struct seam_vp *vp, u64 gva, u64 *gpa)
 	}
 }
 
-/* The bytes at the guest's RIP, which may cross a page */
-bool guest_read_insn(struct seam_vp *vp, u8 *buf, unsigned int len)
+/* Copy the bytes at the guest's RIP, which may cross a page. */
+static bool guest_read_insn(struct seam_vp *vp, u8 *buf, unsigned int len)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
 	unsigned int i;
@@ -266,7 +254,7 @@ static enum guest_next handle_ud(struct seam_vp *vp, struct seam_exit *exit)
 
 	if (guest_read_insn(vp, insn, sizeof(insn)) && !memcmp(insn, tdcall, sizeof(insn)))
 		return tdcall_handle(vp, exit);
-	guest_inject_exception(vp, X86_TRAP_UD, false, 0);
+	event_exception(vp, X86_TRAP_UD, false, 0);
 	return GUEST_RESUME;
 }
 
@@ -278,7 +266,7 @@ static enum guest_next handle_cpuid(struct seam_vp *vp)
 
 	cpuid = cpuid_find(vp->td.tdcs, vmcb->rax, gprs->rcx);
 	if (!cpuid || vp->tdvps->cpuidve & (vmcb->cpl ? BIT(1) : BIT(0))) {
-		guest_inject_ve(vp, EXIT_CPUID, 0, 0, 0, 2, 0);
+		event_ve(vp, EXIT_CPUID, 0, 0, 0, 2, 0);
 		return GUEST_RESUME;
 	}
 	vmcb->rax = cpuid->val[0];
@@ -300,7 +288,7 @@ static enum guest_next handle_msr(struct seam_vp *vp)
 	if (msr == MSR_EFER && !write) {
 		val = vmcb->efer & ~EFER_SVME;
 	} else if (!vapic_msr(vp, msr, write, &val)) {
-		guest_inject_ve(vp, write ? EXIT_WRMSR : EXIT_RDMSR, 0, 0, 0, 2, 0);
+		event_ve(vp, write ? EXIT_WRMSR : EXIT_RDMSR, 0, 0, 0, 2, 0);
 		return GUEST_RESUME;
 	}
 	if (!write) {
@@ -318,9 +306,9 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 	switch (vmcb->exit_code) {
 	case SVM_EXIT_PHYS_INTR:
 		/*
-		 * Which vector it is only the CPU can tell, and it stays
-		 * pending until the host enables interrupts.  Tell the host of
-		 * one whose handler does nothing.
+		 * The VMCB does not contain the vector, which stays pending
+		 * until the host enables interrupts.  Report one whose handler
+		 * does nothing.
 		 */
 		exit->rax = EXIT_EXTERNAL_INTERRUPT;
 		exit->r9 = INTR_INFO_VALID | POSTED_INTR_VECTOR;
@@ -340,14 +328,14 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 	case SVM_EXIT_MSR_INSN:
 		return handle_msr(vp);
 	case SVM_EXIT_HLT_INSN:
-		guest_inject_ve(vp, EXIT_HLT, 0, 0, 0, 1, 0);
+		event_ve(vp, EXIT_HLT, 0, 0, 0, 1, 0);
 		return GUEST_RESUME;
 	case SVM_EXIT_IO_INSN:
-		guest_inject_ve(vp, EXIT_IO, vmcb->exit_info1, 0, 0,
-				vmcb->exit_info2 - vmcb->rip, 0);
+		event_ve(vp, EXIT_IO, vmcb->exit_info1, 0, 0,
+			 vmcb->exit_info2 - vmcb->rip, 0);
 		return GUEST_RESUME;
 	case SVM_EXIT_VMRUN_INSN ... SVM_EXIT_CLGI_INSN:
-		guest_inject_exception(vp, X86_TRAP_UD, false, 0);
+		event_exception(vp, X86_TRAP_UD, false, 0);
 		return GUEST_RESUME;
 	case SVM_EXIT_SHUTDOWN_EVT:
 		vp->tdvps->state = VCPU_DISABLED;

@@ -2,26 +2,29 @@
 /*
  * Faults on request, and the count of every error that was returned.
  *
- * An injected call does nothing but return its code, as a module that refuses
- * at its first check.
+ * An injected call only returns its code, like a call that fails the module's
+ * first check.
  */
+#include <linux/errno.h>
 #include <linux/spinlock.h>
+#include <linux/string.h>
 
-#include "softseam.h"
+#include "inject.h"
+#include "leaf.h"
 
 #define MAX_ARMED	32
 #define MAX_ERRORS	256
 
 static DEFINE_RAW_SPINLOCK(inject_lock);
-static struct {
+static struct armed {
 	unsigned int leaf;
-	u32 skip;		/* calls to let through first */
-	u32 count;		/* calls to fail then, 0 is a free slot */
+	u32 skip;		/* calls before the first that fails */
+	u32 count;		/* calls that fail then, 0 is a free slot */
 	u64 code;
 } armed[MAX_ARMED];
 static unsigned int nr_armed;
 
-static struct {
+static struct error {
 	unsigned int leaf;
 	u64 code;
 	u64 count;
@@ -92,13 +95,18 @@ void seam_inject_clear(void)
 
 void seam_inject_show(struct seq_file *m)
 {
+	unsigned long flags;
+	struct armed one;
 	int i;
 
-	for (i = 0; i < MAX_ARMED; i++)
-		if (armed[i].count)
+	for (i = 0; i < MAX_ARMED; i++) {
+		raw_spin_lock_irqsave(&inject_lock, flags);
+		one = armed[i];
+		raw_spin_unlock_irqrestore(&inject_lock, flags);
+		if (one.count)
 			seq_printf(m, "leaf=%s nth=%u count=%u code=0x%llx\n",
-				   seam_leaf_name(armed[i].leaf), armed[i].skip + 1,
-				   armed[i].count, armed[i].code);
+				   seam_leaf_name(one.leaf), one.skip + 1, one.count, one.code);
+	}
 }
 
 void seam_errors_count(unsigned int leaf, u64 code)
@@ -122,9 +130,16 @@ void seam_errors_count(unsigned int leaf, u64 code)
 
 void seam_errors_show(struct seq_file *m)
 {
+	unsigned long flags;
+	struct error one;
 	int i;
 
-	for (i = 0; i < READ_ONCE(nr_errors); i++)
-		seq_printf(m, "name=%s code=0x%llx count=%llu\n",
-			   seam_leaf_name(errors[i].leaf), errors[i].code, errors[i].count);
+	/* Entries are only ever added. */
+	for (i = 0; i < READ_ONCE(nr_errors); i++) {
+		raw_spin_lock_irqsave(&inject_lock, flags);
+		one = errors[i];
+		raw_spin_unlock_irqrestore(&inject_lock, flags);
+		seq_printf(m, "name=%s code=0x%llx count=%llu\n", seam_leaf_name(one.leaf),
+			   one.code, one.count);
+	}
 }

@@ -1,37 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The key ownership table: which TDX KeyID belongs to which TD, what has to be
- * written back before it is free again, and the history of it all.
+ * The key ownership table: the TD that each TDX KeyID belongs to, the packages
+ * that have to write it back before it is free again, and a history.
  */
+#include <linux/atomic.h>
+#include <linux/bitops.h>
 #include <linux/sched/clock.h>
 #include <linux/spinlock.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpu.h"
+#include "kot.h"
+#include "package.h"
 
 #define HISTORY_SIZE	4096
 
-/* Taken with the module's try-lock semantics; guards the state, not the history. */
+/* Guards the states; the history has its own. */
 struct seam_lock kot_lock;
 
 static struct {
 	enum kot_state state;
 	u64 tdr;
-	atomic64_t pending_wb;		/* packages whose caches may hold its lines */
-	u64 configured;			/* packages that have its key */
+	atomic_long_t pending_wb;	/* packages whose caches may hold its lines */
+	unsigned long configured;	/* packages that have its key */
 } kot[SEAM_MAX_KEYIDS];
 
 static unsigned long interrupted_wb;	/* packages */
 
 static DEFINE_RAW_SPINLOCK(history_lock);
-static struct {
+static struct event {
 	u64 ns, tdr;
-	const char *event;
+	const char *name;
 	u32 hkid, in_use;
 } history[HISTORY_SIZE];
 static u64 nr_events;
 static u32 in_use;
 
-static void record(const char *event, u32 keyid, u64 tdr, int change)
+static void record(const char *name, u32 keyid, u64 tdr, int change)
 {
 	unsigned long flags;
 	u32 slot;
@@ -40,7 +45,7 @@ static void record(const char *event, u32 keyid, u64 tdr, int change)
 	in_use += change;
 	slot = nr_events++ % HISTORY_SIZE;
 	history[slot].ns = local_clock();
-	history[slot].event = event;
+	history[slot].name = name;
 	history[slot].hkid = keyid;
 	history[slot].tdr = tdr;
 	history[slot].in_use = in_use;
@@ -71,7 +76,7 @@ void kot_assign(u32 keyid, u64 tdr)
 	record("assign", keyid, tdr, 1);
 }
 
-void kot_configured(u32 keyid, u64 packages)
+void kot_configured(u32 keyid, unsigned long packages)
 {
 	kot[keyid].configured = packages;
 	record("configure", keyid, kot[keyid].tdr, 0);
@@ -80,13 +85,13 @@ void kot_configured(u32 keyid, u64 packages)
 void kot_flush(u32 keyid)
 {
 	kot[keyid].state = KOT_FLUSHED;
-	atomic64_set(&kot[keyid].pending_wb, seam_packages);
+	atomic_long_set(&kot[keyid].pending_wb, seam_packages);
 	record("flush", keyid, kot[keyid].tdr, 0);
 }
 
 bool kot_written_back(u32 keyid)
 {
-	return !atomic64_read(&kot[keyid].pending_wb);
+	return !atomic_long_read(&kot[keyid].pending_wb);
 }
 
 void kot_free(u32 keyid)
@@ -99,7 +104,7 @@ void kot_free(u32 keyid)
 	record("free", keyid, tdr, -1);
 }
 
-/* A package's write-back was told to stop half-way: only injected faults do that. */
+/* A write-back of this package stopped half-way, which only an injected fault makes it do. */
 void kot_interrupt_cache_wb(void)
 {
 	set_bit(seam_this_package(), &interrupted_wb);
@@ -111,8 +116,8 @@ void kot_interrupt_cache_wb(void)
  */
 u64 leaf_phymem_cache_wb(struct pt_regs *regs)
 {
-	static struct seam_lock wbt[BITS_PER_LONG];
-	int package = seam_this_package();
+	static struct seam_lock wbt[SEAM_MAX_PACKAGES];
+	unsigned int package = seam_this_package();
 	bool any = false;
 	u64 err = SEAM_SUCCESS;
 	u32 k;
@@ -132,7 +137,7 @@ u64 leaf_phymem_cache_wb(struct pt_regs *regs)
 			if (kot[k].state != KOT_FLUSHED)
 				continue;
 			any = true;
-			atomic64_andnot(BIT_ULL(package), &kot[k].pending_wb);
+			atomic_long_andnot(BIT(package), &kot[k].pending_wb);
 		}
 		if (!any)
 			err = SEAM_NO_HKID_READY_TO_WBCACHE;
@@ -152,29 +157,42 @@ void kot_show(struct seq_file *m)
 	u32 k;
 
 	for (k = SEAM_FIRST_KEYID; k < SEAM_FIRST_KEYID + seam_nr_keyids; k++) {
-		const char *state = names[kot[k].state];
+		enum kot_state state = READ_ONCE(kot[k].state);
+		unsigned long configured = READ_ONCE(kot[k].configured);
+		u64 tdr = READ_ONCE(kot[k].tdr);
+		bool ready = state == KOT_ASSIGNED && configured == seam_packages;
 
-		if (kot[k].state == KOT_ASSIGNED && kot[k].configured == seam_packages)
-			state = "configured";
-		seq_printf(m, "hkid=%u state=%s ", k, state);
-		if (kot[k].tdr)
-			seq_printf(m, "tdr=0x%llx ", kot[k].tdr);
+		seq_printf(m, "hkid=%u state=%s ", k, ready ? "configured" : names[state]);
+		if (tdr)
+			seq_printf(m, "tdr=0x%llx ", tdr);
 		else
 			seq_puts(m, "tdr=- ");
-		seq_printf(m, "configured=0x%llx pending_wb=0x%llx\n", kot[k].configured,
-			   (u64)atomic64_read(&kot[k].pending_wb));
+		seq_printf(m, "configured=0x%lx pending_wb=0x%lx\n", configured,
+			   atomic_long_read(&kot[k].pending_wb));
 	}
+}
+
+/* Copy event @seq; false if a later one has taken its slot. */
+static bool history_get(u64 seq, struct event *event)
+{
+	unsigned long flags;
+	bool kept;
+
+	raw_spin_lock_irqsave(&history_lock, flags);
+	kept = nr_events - seq <= HISTORY_SIZE;
+	if (kept)
+		*event = history[seq % HISTORY_SIZE];
+	raw_spin_unlock_irqrestore(&history_lock, flags);
+	return kept;
 }
 
 void kot_history_show(struct seq_file *m)
 {
 	u64 end = READ_ONCE(nr_events), seq;
+	struct event event;
 
-	for (seq = end > HISTORY_SIZE ? end - HISTORY_SIZE : 0; seq < end; seq++) {
-		u32 slot = seq % HISTORY_SIZE;
-
-		seq_printf(m, "seq=%llu ns=%llu event=%s hkid=%u tdr=0x%llx in_use=%u\n",
-			   seq, history[slot].ns, history[slot].event, history[slot].hkid,
-			   history[slot].tdr, history[slot].in_use);
-	}
+	for (seq = end > HISTORY_SIZE ? end - HISTORY_SIZE : 0; seq < end; seq++)
+		if (history_get(seq, &event))
+			seq_printf(m, "seq=%llu ns=%llu event=%s hkid=%u tdr=0x%llx in_use=%u\n",
+				   seq, event.ns, event.name, event.hkid, event.tdr, event.in_use);
 }

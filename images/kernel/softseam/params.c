@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* TD_PARAMS: what TDH.MNG.INIT accepts, in the order in which it looks. */
+/* TD_PARAMS: what TDH.MNG.INIT accepts, checked in the module's order. */
+#include <linux/math64.h>
 #include <linux/string.h>
 #include <asm/tsc.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpu.h"
+#include "cpuid.h"
+#include "params.h"
+#include "td.h"
 
 #define ATTR_MIGRATABLE		BIT_ULL(29)
 #define ATTR_PERFMON		BIT_ULL(63)
@@ -31,14 +36,10 @@ static bool attributes_ok(u64 attributes)
 
 static bool xfam_ok(u64 xfam)
 {
-	u64 avx512 = xfam & XFAM_AVX512;
-
-	if (xfam & ~seam_xfam_fixed0 || (xfam & seam_xfam_fixed1) != seam_xfam_fixed1)
-		return false;
-	return !avx512 || (avx512 == XFAM_AVX512 && xfam & XFAM_AVX);
+	return !(xfam & ~seam_xfam_fixed0) && (xfam & seam_xfam_fixed1) == seam_xfam_fixed1;
 }
 
-/* 4-level tables only: the CPU below walks no others for a guest. */
+/* 4-level tables only: nested paging of the emulated CPU has no others. */
 static bool eptp_ok(u64 eptp, u64 config_flags)
 {
 	return eptp == (EPTP_MT_WB | EPTP_LEVELS(4)) && !(config_flags & TD_CONFIG_GPAW_52);
@@ -83,7 +84,7 @@ u64 params_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u6
 	tdcs->eptp_controls = params->eptp_controls;
 	tdcs->tsc_frequency = params->tsc_frequency;
 	tdcs->gpaw = 48;
-	/* The TD's clock runs at its own rate and begins at 0, as far as is told. */
+	/* As TDH.MNG.RD reports them; the guest's RDTSC returns the host's TSC. */
 	tdcs->tsc_multiplier = mul_u64_u64_div_u64((u64)params->tsc_frequency * TSC_UNIT_KHZ,
 						   1ULL << 48, tsc_khz);
 	tdcs->tsc_offset = -mul_u64_u64_shr(rdtsc(), tdcs->tsc_multiplier, 48);

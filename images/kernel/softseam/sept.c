@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The secure EPT.  Its pages hold nested page tables as the CPU walks them,
- * so that what is mapped here is what the TD reaches; the rest of an entry's
- * state lies in bits that the CPU ignores.
+ * The secure EPT.  Its pages are the nested page tables that the CPU walks, so
+ * that a TD reaches what is mapped here and nothing else; the remaining state of
+ * an entry lies in bits that the CPU ignores.
  */
+#include <linux/atomic.h>
 #include <linux/string.h>
+#include <asm/page.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "lock.h"
+#include "pamt.h"
+#include "sept.h"
+#include "td.h"
 
-/* Bits that the CPU looks at; without P it looks at none of the others. */
-#define NPT_P		BIT_ULL(0)
-#define NPT_RWU		(BIT_ULL(0) | BIT_ULL(1) | BIT_ULL(2))
-#define NPT_PA		GENMASK_ULL(51, 12)
-/* Bits of ours, which it ignores */
+/* Present, writable, user */
+#define NPT_RWU		GENMASK_ULL(2, 0)
+/* Bits that the CPU ignores */
 #define SEPT_LOCKED	BIT_ULL(11)
 #define SEPT_NONLEAF	BIT_ULL(52)
 #define SEPT_LEAF	BIT_ULL(53)
@@ -44,7 +48,7 @@ bool sept_is_leaf(u64 entry)
 
 u64 sept_entry_pa(u64 entry)
 {
-	return entry & NPT_PA;
+	return entry & PT_PA;
 }
 
 bool sept_gpa_is_private(const struct seam_tdcs *tdcs, u64 gpa)
@@ -57,7 +61,7 @@ static int level_shift(int level)
 	return PAGE_SHIFT + 9 * level;
 }
 
-/* Walk down to @level, or to where there is nothing below. */
+/* Walk down to @level, or to the last entry above it. */
 void sept_walk_to(const struct seam_tdcs *tdcs, u64 gpa, int level, struct sept_walk *walk)
 {
 	u64 *table = __va(tdcs->sept_root);
@@ -76,7 +80,7 @@ void sept_walk_to(const struct seam_tdcs *tdcs, u64 gpa, int level, struct sept_
 	}
 }
 
-/* Memory that is mapped and accepted, else NULL */
+/* The memory at @gpa, NULL unless it is mapped and accepted */
 void *sept_gpa_to_va(const struct seam_tdcs *tdcs, u64 gpa)
 {
 	struct sept_walk walk;
@@ -91,23 +95,33 @@ void *sept_gpa_to_va(const struct seam_tdcs *tdcs, u64 gpa)
 	return __va(sept_entry_pa(entry)) + (gpa & (PAGE_SIZE - 1));
 }
 
+/* The CPU may set accessed and dirty bits of a locked entry. */
 static bool entry_trylock(u64 *entry)
 {
-	return !test_and_set_bit_lock(11, (unsigned long *)entry);
+	u64 old = READ_ONCE(*entry);
+
+	do {
+		if (old & SEPT_LOCKED)
+			return false;
+	} while (!try_cmpxchg(entry, &old, old | SEPT_LOCKED));
+	return true;
 }
 
 static void entry_unlock(u64 *entry)
 {
-	clear_bit_unlock(11, (unsigned long *)entry);
+	u64 old = READ_ONCE(*entry);
+
+	while (!try_cmpxchg(entry, &old, old & ~SEPT_LOCKED))
+		;
 }
 
-/* The CPU may set accessed and dirty bits meanwhile; nobody needs them. */
+/* Accessed and dirty bits that the CPU sets meanwhile may get lost: nothing reads them. */
 static void entry_set_locked(u64 *entry, u64 val)
 {
 	WRITE_ONCE(*entry, val | SEPT_LOCKED);
 }
 
-/* What the host is told of an entry: rcx its architectural form, rdx level and state */
+/* An entry as a leaf returns it: rcx its architectural form, rdx level and state */
 static void report_entry(struct pt_regs *regs, const struct sept_walk *walk)
 {
 	u64 entry = READ_ONCE(*walk->entry);
@@ -134,24 +148,16 @@ struct mem_op {
 	struct sept_walk walk;
 };
 
-static void tree_unlock(struct mem_op *op)
-{
-	if (op->tree == EXCLUSIVE)
-		seam_unlock_excl(&op->td.tdcs->sept_lock);
-	else
-		seam_unlock_shared(&op->td.tdcs->sept_lock);
-}
-
 static void mem_end(struct mem_op *op)
 {
 	entry_unlock(op->walk.entry);
-	tree_unlock(op);
+	seam_unlock(&op->td.tdcs->sept_lock, op->tree);
 	td_unlock(&op->td);
 }
 
 /*
- * Common to all memory leaves: rcx level and GPA, rdx TDR.  Ends with the TDR,
- * the tree and the entry locked.
+ * Common to all memory leaves: rcx level and GPA, rdx TDR.  Returns with the
+ * TDR, the tree and the entry locked.
  */
 static u64 mem_begin(struct mem_op *op, struct pt_regs *regs, enum seam_lock_kind tdr_kind,
 		     enum seam_lock_kind tree, u32 op_mask, int min_level, int max_level)
@@ -162,7 +168,8 @@ static u64 mem_begin(struct mem_op *op, struct pt_regs *regs, enum seam_lock_kin
 	op->tree = tree;
 	op->level = info & PAGE_INFO_LEVEL;
 	op->gpa = info & ~PAGE_INFO_LEVEL;
-	regs->cx = regs->dx = 0;
+	regs->cx = 0;
+	regs->dx = 0;
 
 	err = td_lock(tdr_pa & ~SEPT_FLAG_ALLOW_EXISTING, OPND_RDX, tdr_kind, &op->td);
 	if (err)
@@ -178,8 +185,7 @@ static u64 mem_begin(struct mem_op *op, struct pt_regs *regs, enum seam_lock_kin
 		goto unlock_td;
 
 	err = OPND(SEAM_OPERAND_BUSY, OPND_SEPT_TREE);
-	if (tree == EXCLUSIVE ? !seam_trylock_excl(&op->td.tdcs->sept_lock) :
-				!seam_trylock_shared(&op->td.tdcs->sept_lock))
+	if (!seam_trylock(&op->td.tdcs->sept_lock, tree))
 		goto unlock_td;
 
 	sept_walk_to(op->td.tdcs, op->gpa, op->level, &op->walk);
@@ -196,7 +202,7 @@ static u64 mem_begin(struct mem_op *op, struct pt_regs *regs, enum seam_lock_kin
 	return SEAM_SUCCESS;
 
 unlock_tree:
-	tree_unlock(op);
+	seam_unlock(&op->td.tdcs->sept_lock, op->tree);
 unlock_td:
 	td_unlock(&op->td);
 	return err;
@@ -216,7 +222,8 @@ u64 leaf_mem_sept_add(struct pt_regs *regs)
 	struct mem_op op;
 
 	if (regs->dx & SEPT_FLAG_RSVD) {
-		regs->cx = regs->dx = 0;
+		regs->cx = 0;
+		regs->dx = 0;
 		return OPND(SEAM_OPERAND_INVALID, OPND_RDX);
 	}
 	err = mem_begin(&op, regs, SHARED, SHARED, OP_MASK(INITIALIZED) | OP_MASK(RUNNABLE),
@@ -235,7 +242,7 @@ u64 leaf_mem_sept_add(struct pt_regs *regs)
 	return err;
 }
 
-/* TDH.MEM.PAGE.ADD: rcx GPA, rdx TDR, r8 page, r9 what it is filled with */
+/* TDH.MEM.PAGE.ADD: rcx GPA, rdx TDR, r8 page, r9 page with its contents */
 u64 leaf_mem_page_add(struct pt_regs *regs)
 {
 	u64 gpa = regs->cx & ~PAGE_INFO_LEVEL, pa = regs->r8, source = regs->r9, err;
@@ -269,7 +276,7 @@ u64 leaf_mem_page_aug(struct pt_regs *regs)
 	u64 pa = regs->r8, err;
 	struct mem_op op;
 
-	/* 2 MiB pages are not offered: Linux maps 4 KiB. */
+	/* 4 KiB pages only: Linux maps no others. */
 	err = mem_begin(&op, regs, SHARED, SHARED, OP_MASK(INITIALIZED) | OP_MASK(RUNNABLE),
 			LEVEL_4K, LEVEL_4K);
 	if (err)
@@ -374,16 +381,16 @@ u64 leaf_mem_page_remove(struct pt_regs *regs)
 		atomic64_dec(&op.td.tdr->children);
 		regs->cx = pa;
 	}
-	pamt_unlock(pamt, EXCLUSIVE);
+	seam_unlock_excl(&pamt->lock);
 out:
 	mem_end(&op);
 	return err;
 }
 
 /*
- * TDG.MEM.PAGE.ACCEPT's part: a pending page becomes present, filled with
- * zeroes.  EPT_WALK_FAILED means that nothing is there to accept, and that the
- * host has to hear of it.
+ * For TDG.MEM.PAGE.ACCEPT: a pending page becomes present, filled with zeroes.
+ * EPT_WALK_FAILED means that there is no page to accept: the caller exits to the
+ * host.
  */
 u64 sept_accept(struct seam_tdcs *tdcs, u64 gpa, int level)
 {

@@ -1,22 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The module as a whole: SYS leaves and the fields that SYS.RD answers. */
+/* The module as a whole: SYS leaves and the fields that SYS.RD returns. */
+#include <linux/bitops.h>
+#include <linux/percpu.h>
 #include <linux/sizes.h>
+#include <asm/page.h>
+#include <asm/processor.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpu.h"
+#include "cpuid.h"
+#include "kot.h"
+#include "lock.h"
+#include "package.h"
+#include "pamt.h"
+#include "params.h"
+#include "sys.h"
+#include "td.h"
+#include "vp.h"
 
 #define MODULE_HANDOFF	1
 #define FIELD_MODULE_HV	0x8900000100000000ULL
-/* How much of a TDMR one SYS.TDMR.INIT sets up, in bytes of memory */
+/* Bytes of a TDMR whose PAMT entries one TDH.SYS.TDMR.INIT sets up */
 #define TDMR_INIT_CHUNK	SZ_64M
 
 enum seam_sys_state seam_sys_state;
-u64 seam_packages;
 
 static struct seam_lock sys_lock;
-static u64 configured_packages;
+static unsigned long configured_packages;
 static DEFINE_PER_CPU(bool, lp_initialised);
 
-/* As laid out by the host for SYS.CONFIG */
+/* TDMR_INFO, TDH.SYS.CONFIG */
 struct host_tdmr {
 	u64 base, size;
 	u64 pamt_1g_base, pamt_1g_size;
@@ -25,7 +38,7 @@ struct host_tdmr {
 	struct { u64 offset, size; } reserved[SEAM_MAX_RESERVED];
 };
 
-bool seam_lp_initialised(void)
+static bool this_lp_initialised(void)
 {
 	return __this_cpu_read(lp_initialised);
 }
@@ -56,16 +69,18 @@ u64 leaf_sys_lp_init(struct pt_regs *regs)
 {
 	u64 err = SEAM_SUCCESS;
 
-	regs->cx = regs->dx = regs->r8 = 0;
+	regs->cx = 0;
+	regs->dx = 0;
+	regs->r8 = 0;
 	if (!seam_trylock_shared(&sys_lock))
 		return SEAM_SYS_BUSY;
 	if (seam_sys_state == SYS_INIT_PENDING) {
 		err = SEAM_SYS_LP_INIT_NOT_PENDING;
-	} else if (seam_lp_initialised()) {
+	} else if (this_lp_initialised()) {
 		err = SEAM_SYS_LP_INIT_DONE;
 	} else {
 		seam_enable_svm();
-		set_bit(seam_this_package(), (unsigned long *)&seam_packages);
+		set_bit(seam_this_package(), &seam_packages);
 		__this_cpu_write(lp_initialised, true);
 	}
 	seam_unlock_shared(&sys_lock);
@@ -73,8 +88,8 @@ u64 leaf_sys_lp_init(struct pt_regs *regs)
 }
 
 /*
- * TDH.SYS.RD: rdx field; out r8 value.  Reading all fields in turn through rdx
- * is not offered: Linux reads what it knows.
+ * TDH.SYS.RD: rdx field; out r8 value.  rdx does not return the next field,
+ * which Linux ignores.
  */
 u64 leaf_sys_rd(struct pt_regs *regs)
 {
@@ -84,7 +99,7 @@ u64 leaf_sys_rd(struct pt_regs *regs)
 
 	regs->r8 = 0;
 	regs->dx = ~0ULL;
-	if (!seam_lp_initialised())
+	if (!this_lp_initialised())
 		return SEAM_SYS_LP_INIT_NOT_DONE;
 
 	switch (field) {
@@ -200,7 +215,7 @@ static u64 add_tdmr(const struct host_tdmr *from, u32 n)
 	return check_reserved(from, tdmr, n);
 }
 
-/* TDH.SYS.CONFIG: rcx array of TDMR_INFO addresses, rdx how many, r8 global KeyID */
+/* TDH.SYS.CONFIG: rcx array of TDMR_INFO addresses, rdx their number, r8 global KeyID */
 u64 leaf_sys_config(struct pt_regs *regs)
 {
 	u64 *array, err;
@@ -242,7 +257,7 @@ out:
 /* TDH.SYS.KEY.CONFIG: the global key of this package; after the last one the module is ready */
 u64 leaf_sys_key_config(struct pt_regs *regs)
 {
-	u64 package = BIT_ULL(seam_this_package());
+	unsigned long package = BIT(seam_this_package());
 	u64 err = SEAM_SUCCESS;
 
 	if (!seam_trylock_excl(&sys_lock))
@@ -285,7 +300,7 @@ u64 leaf_sys_tdmr_init(struct pt_regs *regs)
 	return SEAM_SUCCESS;
 }
 
-/* TDH.SYS.SHUTDOWN and TDH.SYS.DISABLE: nothing answers afterwards */
+/* TDH.SYS.SHUTDOWN and TDH.SYS.DISABLE: every later leaf fails */
 u64 leaf_sys_shutdown(struct pt_regs *regs)
 {
 	if (!seam_trylock_excl(&sys_lock))

@@ -1,19 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* TDCALL: what a TD asks of the module, or through it of the host. */
+/* TDCALL: the leaves for the guest. */
 #include <linux/string.h>
 #include <asm/msr-index.h>
 #include <asm/trapnr.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "event.h"
+#include "exit.h"
+#include "sept.h"
+#include "tdcall.h"
+#include "td.h"
+#include "vmcb.h"
+#include "vp.h"
 
 #define TDCALL_LEN	4
 #define CS_LONG		BIT(9)		/* in the VMCB's packed attributes */
 
-/* RAX, RCX, RSP and, since all TDs are NO_RBP_MOD, RBP do not pass in a TDVMCALL */
+/* A TDVMCALL does not pass RAX, RCX, RSP nor, since all TDs have NO_RBP_MOD, RBP. */
 #define VMCALL_MASK_NEVER	(BIT(0) | BIT(1) | BIT(4) | BIT(5))
 #define VMCALL_MASK_RSVD	GENMASK_ULL(63, 32)
 
-/* Extended exit qualification of an EPT violation that ACCEPT met */
+/* Extended exit qualification of an EPT violation by TDG.MEM.PAGE.ACCEPT */
 #define EPTV_EXT_ACCEPT		1
 #define EPTV_EXT_REQ_LEVEL(l)	((u64)(l) << 32)
 
@@ -72,7 +79,7 @@ static u64 vp_cpuidve_set(struct seam_vp *vp)
 	return SEAM_SUCCESS;
 }
 
-/* Where nothing is mapped the host has to map something first; the guest then tries again. */
+/* Where no page is mapped, exits to the host without advancing RIP: the guest repeats it. */
 static enum guest_next mem_page_accept(struct seam_vp *vp, struct seam_exit *exit)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
@@ -104,7 +111,7 @@ enum guest_next tdcall_handle(struct seam_vp *vp, struct seam_exit *exit)
 	u64 err;
 
 	if (!(vmcb->efer & EFER_LMA) || !(vmcb->cs.attrib & CS_LONG) || vmcb->cpl) {
-		guest_inject_exception(vp, X86_TRAP_GP, true, 0);
+		event_exception(vp, X86_TRAP_GP, true, 0);
 		return GUEST_RESUME;
 	}
 	switch (vmcb->rax) {

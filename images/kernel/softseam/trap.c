@@ -1,29 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * SEAMCALL and the VMX instructions do not exist on the CPU below, so each
- * raises #UD, and the kernel offers #UD to its die notifiers before it looks
- * for a fixup: here they are decoded and emulated.
+ * The emulated CPU lacks SEAMCALL and the VMX instructions and raises #UD, which
+ * the kernel passes to its die notifiers before it searches for a fixup: here
+ * they are decoded and emulated.
  */
 #define pr_fmt(fmt) "softseam: " fmt
 
+#include <linux/errno.h>
 #include <linux/init.h>
 #include <linux/kdebug.h>
 #include <linux/notifier.h>
+#include <linux/printk.h>
 #include <asm/insn.h>
 #include <asm/insn-eval.h>
 #include <asm/processor-flags.h>
 #include <asm/trapnr.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "cpu.h"
+#include "dispatch.h"
+#include "package.h"
+#include "vmx.h"
 
 #define OPCODE_ESCAPE	0x0f
 #define MODRM_SEAMCALL	0xcf		/* 66 0f 01 cf */
+#define NO_ADDRESS	(-1UL)		/* an error of insn_get_addr_ref() */
 
 static void emulate_seamcall(struct pt_regs *regs)
 {
-	regs->flags &= ~(X86_EFLAGS_CF | X86_EFLAGS_ZF | X86_EFLAGS_PF |
-			 X86_EFLAGS_AF | X86_EFLAGS_SF | X86_EFLAGS_OF);
-	/* VMfailInvalid: there is no P-SEAMLDR, and RAX stays as it is. */
+	regs->flags &= ~VMX_STATUS_FLAGS;
+	/* VMfailInvalid: there is no P-SEAMLDR, and RAX is unchanged. */
 	if (regs->ax & SEAM_SEAMLDR)
 		regs->flags |= X86_EFLAGS_CF;
 	else
@@ -33,6 +39,26 @@ static void emulate_seamcall(struct pt_regs *regs)
 static bool is_seamcall(struct insn *insn)
 {
 	return insn->opcode.bytes[1] == 0x01 && insn->modrm.bytes[0] == MODRM_SEAMCALL;
+}
+
+static bool emulate_vmx(struct insn *insn, struct pt_regs *regs)
+{
+	unsigned long mem = 0, *rm = NULL, *reg = NULL;
+	int off;
+
+	if (X86_MODRM_MOD(insn->modrm.value) == 3) {
+		off = insn_get_modrm_rm_off(insn, regs);
+		if (off >= 0)
+			rm = (void *)regs + off;
+	} else {
+		mem = (unsigned long)insn_get_addr_ref(insn, regs);
+		if (mem == NO_ADDRESS)
+			return false;
+	}
+	off = insn_get_modrm_reg_off(insn, regs);
+	if (off >= 0)
+		reg = (void *)regs + off;
+	return vmx_emulate(regs, insn->opcode.bytes, insn->modrm.bytes[0], mem, rm, reg);
 }
 
 static int softseam_die(struct notifier_block *nb, unsigned long val, void *data)
@@ -47,26 +73,10 @@ static int softseam_die(struct notifier_block *nb, unsigned long val, void *data
 	    insn.opcode.bytes[0] != OPCODE_ESCAPE)
 		return NOTIFY_DONE;
 
-	if (is_seamcall(&insn)) {
+	if (is_seamcall(&insn))
 		emulate_seamcall(regs);
-	} else {
-		unsigned long mem = 0, *rm = NULL, *reg = NULL;
-		int off;
-
-		if (X86_MODRM_MOD(insn.modrm.value) == 3) {
-			off = insn_get_modrm_rm_off(&insn, regs);
-			if (off >= 0)
-				rm = (void *)regs + off;
-		} else {
-			mem = (unsigned long)insn_get_addr_ref(&insn, regs);
-		}
-		off = insn_get_modrm_reg_off(&insn, regs);
-		if (off >= 0)
-			reg = (void *)regs + off;
-		if (!vmx_emulate(regs, insn.opcode.bytes, insn.modrm.bytes[0],
-				 mem, rm, reg))
-			return NOTIFY_DONE;
-	}
+	else if (!emulate_vmx(&insn, regs))
+		return NOTIFY_DONE;
 	regs->ip += insn.length;
 	return NOTIFY_STOP;
 }
@@ -80,6 +90,11 @@ static int __init softseam_init(void)
 {
 	if (!seam_active())
 		return 0;
+	if (!seam_packages_fit()) {
+		pr_err("more than %u packages, SEAMCALL and VMX stay undefined\n",
+		       SEAM_MAX_PACKAGES);
+		return -E2BIG;
+	}
 	pr_info("a software TDX module for testing, %u KeyIDs; nothing is encrypted\n",
 		seam_nr_keyids);
 	return register_die_notifier(&softseam_nb);

@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A vCPU's virtual APIC page: interrupts that the host posts, delivered when
- * the guest takes them, and the registers that TDX gives to the guest itself.
+ * A vCPU's virtual APIC page: interrupts that the host posts, and the registers
+ * that the guest accesses without an exit.
  */
+#include <linux/array_size.h>
+#include <linux/atomic.h>
 #include <linux/bitops.h>
 #include <asm/apicdef.h>
+#include <asm/page.h>
 #include <asm/processor-flags.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "vapic.h"
+#include "vmcb.h"
+#include "vp.h"
 
 #define X2APIC_FIRST	0x800
 #define X2APIC_LAST	0x8ff
-#define PIN_POSTED_INTR	BIT(7)
 #define VECTOR_NMI	2
 #define PRIO(vector)	((vector) >> 4)
 
@@ -23,7 +28,7 @@ struct posted_desc {
 
 static u32 *vapic_reg(const struct seam_tdvps *tdvps, u32 offset)
 {
-	return __va(tdvps->tdcx[1]) + offset;
+	return vp_apic_page(tdvps) + offset;
 }
 
 /* IRR and ISR: 256 bits, 32 to each register, registers 16 bytes apart */
@@ -93,7 +98,7 @@ static void inject_highest(struct seam_tdvps *tdvps, struct seam_vmcb *vmcb)
 	vmcb->event_inject = EVENT_VALID | EVENT_INTR | vector;
 }
 
-/* Before each entry: inject what the guest takes now, and ask to hear when it would. */
+/* Before each entry: inject what is deliverable now, else request an interrupt-window exit. */
 void vapic_deliver(struct seam_vp *vp)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
@@ -124,7 +129,7 @@ static void vapic_eoi(struct seam_tdvps *tdvps)
 		*vapic_word(tdvps, APIC_ISR, vector) &= ~BIT(vector % 32);
 }
 
-/* False where TDX leaves the register to the host: the guest gets #VE and asks for it. */
+/* False for a register that the host virtualizes: the guest gets #VE. */
 bool vapic_msr(struct seam_vp *vp, u32 msr, bool write, u64 *val)
 {
 	struct seam_tdvps *tdvps = vp->tdvps;

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The VMCB (AMD64 APM volume 2, appendix B), as far as TDs need it.  Written
- * out here because the kernel's own names for it change between releases.
+ * The VMCB (AMD64 APM volume 2, appendix B), as far as TDs need it.  Defined
+ * here because the kernel's own names for it change between releases.
  */
 #ifndef SOFTSEAM_VMCB_H
 #define SOFTSEAM_VMCB_H
 
 #include <linux/bits.h>
+#include <linux/build_bug.h>
 #include <linux/stddef.h>
 #include <linux/types.h>
 
@@ -15,7 +16,7 @@ struct vmcb_segment {
 	u16 attrib;
 	u32 limit;
 	u64 base;
-} __packed;
+};
 
 struct seam_vmcb {
 	u32 intercept_cr;
@@ -65,15 +66,21 @@ struct seam_vmcb {
 	u8 pad9[0x668 - 0x648];
 	u64 pat;
 	u8 pad10[0x1000 - 0x670];
-} __packed;
+};
 
+static_assert(sizeof(struct vmcb_segment) == 16);
 static_assert(sizeof(struct seam_vmcb) == 4096);
 static_assert(offsetof(struct seam_vmcb, exit_code) == 0x70);
 static_assert(offsetof(struct seam_vmcb, nested_control) == 0x90);
 static_assert(offsetof(struct seam_vmcb, nested_cr3) == 0xb0);
+static_assert(offsetof(struct seam_vmcb, es) == 0x400);
+static_assert(offsetof(struct seam_vmcb, cpl) == 0x4cb);
 static_assert(offsetof(struct seam_vmcb, efer) == 0x4d0);
+static_assert(offsetof(struct seam_vmcb, cr4) == 0x548);
 static_assert(offsetof(struct seam_vmcb, rip) == 0x578);
+static_assert(offsetof(struct seam_vmcb, rax) == 0x5f8);
 static_assert(offsetof(struct seam_vmcb, cr2) == 0x640);
+static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 
 /* intercept_misc1 */
 #define ICPT_INTR		BIT(0)

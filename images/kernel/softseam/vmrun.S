@@ -2,14 +2,16 @@
 #include <linux/linkage.h>
 #include <linux/objtool.h>
 
+#include "gprs.h"
+
 	.text
 
 /*
  * void seam_vmrun(u64 guest_vmcb_pa, u64 host_vmcb_pa, struct seam_gprs *gprs)
  *
- * Called with interrupts off.  They are enabled between CLGI and VMRUN, where
- * none can arrive, so that one that is pending makes the CPU leave the guest
- * whatever the guest's own RFLAGS.IF says.
+ * Called with interrupts off.  STI between CLGI and VMRUN, where none can be
+ * taken, lets a pending one make the CPU exit from the guest whatever the
+ * guest's own RFLAGS.IF is.
  */
 SYM_FUNC_START(seam_vmrun)
 	push	%rbp
@@ -29,39 +31,39 @@ SYM_FUNC_START(seam_vmrun)
 	mov	(%rsp), %rax
 	vmload	%rax
 
-	mov	0(%rdx), %rcx
-	mov	16(%rdx), %rbx
-	mov	24(%rdx), %rbp
-	mov	32(%rdx), %rsi
-	mov	40(%rdx), %rdi
-	mov	48(%rdx), %r8
-	mov	56(%rdx), %r9
-	mov	64(%rdx), %r10
-	mov	72(%rdx), %r11
-	mov	80(%rdx), %r12
-	mov	88(%rdx), %r13
-	mov	96(%rdx), %r14
-	mov	104(%rdx), %r15
-	mov	8(%rdx), %rdx
+	mov	GPRS_RCX(%rdx), %rcx
+	mov	GPRS_RBX(%rdx), %rbx
+	mov	GPRS_RBP(%rdx), %rbp
+	mov	GPRS_RSI(%rdx), %rsi
+	mov	GPRS_RDI(%rdx), %rdi
+	mov	GPRS_R8(%rdx), %r8
+	mov	GPRS_R9(%rdx), %r9
+	mov	GPRS_R10(%rdx), %r10
+	mov	GPRS_R11(%rdx), %r11
+	mov	GPRS_R12(%rdx), %r12
+	mov	GPRS_R13(%rdx), %r13
+	mov	GPRS_R14(%rdx), %r14
+	mov	GPRS_R15(%rdx), %r15
+	mov	GPRS_RDX(%rdx), %rdx
 
 	vmrun	%rax
 	vmsave	%rax
 
 	mov	16(%rsp), %rax
-	mov	%rcx, 0(%rax)
-	mov	%rdx, 8(%rax)
-	mov	%rbx, 16(%rax)
-	mov	%rbp, 24(%rax)
-	mov	%rsi, 32(%rax)
-	mov	%rdi, 40(%rax)
-	mov	%r8, 48(%rax)
-	mov	%r9, 56(%rax)
-	mov	%r10, 64(%rax)
-	mov	%r11, 72(%rax)
-	mov	%r12, 80(%rax)
-	mov	%r13, 88(%rax)
-	mov	%r14, 96(%rax)
-	mov	%r15, 104(%rax)
+	mov	%rcx, GPRS_RCX(%rax)
+	mov	%rdx, GPRS_RDX(%rax)
+	mov	%rbx, GPRS_RBX(%rax)
+	mov	%rbp, GPRS_RBP(%rax)
+	mov	%rsi, GPRS_RSI(%rax)
+	mov	%rdi, GPRS_RDI(%rax)
+	mov	%r8, GPRS_R8(%rax)
+	mov	%r9, GPRS_R9(%rax)
+	mov	%r10, GPRS_R10(%rax)
+	mov	%r11, GPRS_R11(%rax)
+	mov	%r12, GPRS_R12(%rax)
+	mov	%r13, GPRS_R13(%rax)
+	mov	%r14, GPRS_R14(%rax)
+	mov	%r15, GPRS_R15(%rax)
 
 	mov	8(%rsp), %rax
 	vmload	%rax

@@ -1,41 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Just enough VMX for KVM to load and for a plain VM to be created: a VMCS
- * keeps what is written to it, and cannot be launched.
+ * The part of VMX that KVM needs to load and to create a plain VM: VMREAD returns
+ * what VMWRITE wrote, VMLAUNCH fails.
  */
-#include <linux/string.h>
+#include <linux/build_bug.h>
+#include <linux/percpu.h>
+#include <linux/types.h>
+#include <asm/page.h>
 #include <asm/processor-flags.h>
 
-#include "softseam.h"
+#include "cpu.h"
+#include "vmx.h"
 
 #define NR_FIELDS	340
 
 struct soft_vmcs {
 	u32 revision;
 	u32 abort;
-	struct {
-		u32 field;		/* encoding + 1, 0 is an empty slot */
-		u64 val;
-	} __packed slots[NR_FIELDS];
+	u32 fields[NR_FIELDS];		/* encoding + 1, 0 is an empty slot */
+	u64 vals[NR_FIELDS];
 };
 
 static_assert(sizeof(struct soft_vmcs) <= PAGE_SIZE);
 
 #define VMCS_INSTRUCTION_ERROR	0x4400
 #define VMERR_ENTRY_INVALID_CONTROLS	7
-#define ARITH_FLAGS	(X86_EFLAGS_CF | X86_EFLAGS_ZF | X86_EFLAGS_PF | \
-			 X86_EFLAGS_AF | X86_EFLAGS_SF | X86_EFLAGS_OF)
 
 static DEFINE_PER_CPU(struct soft_vmcs *, current_vmcs);
 
 static void succeed(struct pt_regs *regs)
 {
-	regs->flags &= ~ARITH_FLAGS;
+	regs->flags &= ~VMX_STATUS_FLAGS;
 }
 
 static void fail_invalid(struct pt_regs *regs)
 {
-	regs->flags = (regs->flags & ~ARITH_FLAGS) | X86_EFLAGS_CF;
+	regs->flags = (regs->flags & ~VMX_STATUS_FLAGS) | X86_EFLAGS_CF;
 }
 
 static u64 *vmcs_slot(struct soft_vmcs *vmcs, u32 field)
@@ -43,11 +43,11 @@ static u64 *vmcs_slot(struct soft_vmcs *vmcs, u32 field)
 	u32 first = (field * 2654435761U) % NR_FIELDS, i = first;
 
 	do {
-		if (vmcs->slots[i].field == field + 1)
-			return &vmcs->slots[i].val;
-		if (!vmcs->slots[i].field) {
-			vmcs->slots[i].field = field + 1;
-			return &vmcs->slots[i].val;
+		if (vmcs->fields[i] == field + 1)
+			return &vmcs->vals[i];
+		if (!vmcs->fields[i]) {
+			vmcs->fields[i] = field + 1;
+			return &vmcs->vals[i];
 		}
 		i = (i + 1) % NR_FIELDS;
 	} while (i != first);
@@ -88,7 +88,7 @@ static void vmclear(struct pt_regs *regs, unsigned long mem)
 	succeed(regs);
 }
 
-/* Plain VMs cannot run: VMfailInvalid, which KVM reports as KVM_EXIT_FAIL_ENTRY. */
+/* VMfailInvalid, which KVM reports as KVM_EXIT_FAIL_ENTRY. */
 static void vmlaunch(struct pt_regs *regs)
 {
 	struct soft_vmcs *vmcs = __this_cpu_read(current_vmcs);
@@ -99,7 +99,7 @@ static void vmlaunch(struct pt_regs *regs)
 	fail_invalid(regs);
 }
 
-/* @opcode begins with 0f; false when the instruction is none of VMX's. */
+/* @opcode begins with 0f; false if it is no VMX instruction. */
 bool vmx_emulate(struct pt_regs *regs, const u8 *opcode, int modrm,
 		 unsigned long mem, unsigned long *rm, unsigned long *reg)
 {

@@ -1,16 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* A vCPU's life: TDVPS, association with a logical processor, the host's fields. */
+#include <linux/atomic.h>
+#include <linux/bitops.h>
 #include <linux/smp.h>
-#include <linux/string.h>
+#include <asm/page.h>
+#include <asm/processor.h>
 
-#include "softseam.h"
+#include "abi.h"
+#include "guest.h"
+#include "lock.h"
+#include "pamt.h"
+#include "td.h"
+#include "vapic.h"
+#include "vp.h"
 
 #define NO_LP	(-1)
-#define PIN_POSTED_INTR		BIT(7)
 #define PROC2_HOST_MAY		(BIT(30) | BIT(31))
 #define POSTED_DESC_RSVD	GENMASK_ULL(5, 0)
 
-/* A TDVPR that a leaf names, and the TD that owns it, both locked */
+/* Lock the TDVPR that is operand @opnd, and the TD that owns it. */
 u64 vp_lock(u64 pa, u32 opnd, enum seam_lock_kind kind, enum seam_lock_kind td_kind,
 	    struct seam_vp *vp)
 {
@@ -21,7 +29,7 @@ u64 vp_lock(u64 pa, u32 opnd, enum seam_lock_kind kind, enum seam_lock_kind td_k
 		return err;
 	err = td_lock_owner(vp->pamt, td_kind, &vp->td);
 	if (err) {
-		pamt_unlock(vp->pamt, kind);
+		seam_unlock(&vp->pamt->lock, kind);
 		return err;
 	}
 	vp->pa = pa;
@@ -33,7 +41,7 @@ u64 vp_lock(u64 pa, u32 opnd, enum seam_lock_kind kind, enum seam_lock_kind td_k
 void vp_unlock(struct seam_vp *vp)
 {
 	td_unlock(&vp->td);
-	pamt_unlock(vp->pamt, vp->kind);
+	seam_unlock(&vp->pamt->lock, vp->kind);
 }
 
 static u64 vp_check_pages(const struct seam_vp *vp)
@@ -111,7 +119,7 @@ static u64 vp_init_checked(struct seam_vp *vp, u64 rcx, u64 x2apic_id)
 		return SEAM_MAX_VCPUS_EXCEEDED;
 	if (x2apic_id >> 32)
 		return OPND(SEAM_OPERAND_INVALID, OPND_R8);
-	/* The module remembers all ids; here those below 1024 are enough. */
+	/* The real module checks all ids, this one those below 1024. */
 	if (x2apic_id < 1024 && test_and_set_bit(x2apic_id, tdcs->x2apic_ids))
 		return SEAM_X2APIC_ID_NOT_UNIQUE | x2apic_id;
 
@@ -205,7 +213,7 @@ u64 leaf_vp_rd(struct pt_regs *regs)
 			regs->r8 = vp.tdvps->pend_nmi;
 		break;
 	case CLASS_VMCS:
-		/* A production TD's VMCS is not for the host to read. */
+		/* The host cannot read the VMCS of a production TD. */
 		err = SEAM_METADATA_FIELD_NOT_READABLE;
 		break;
 	default:
