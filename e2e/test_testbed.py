@@ -10,8 +10,9 @@ import pytest
 
 from fixtures import cgroup
 from fixtures.agent import syscalls
+from fixtures.agent.call import batch_call
 from fixtures.agent.client import Worker
-from fixtures.deadline import Deadline
+from fixtures.deadline import Deadline, until
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.host.nested import NestedHost
@@ -20,9 +21,9 @@ from fixtures.kvm import abi, build
 from fixtures.kvm.build import Assembly, Stage
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
-from fixtures.softseam import inject
+from fixtures.softseam import inject, records
 from fixtures.softseam.inject import Injection
-from fixtures.softseam.records import KeyState
+from fixtures.softseam.records import KeyEvent, KeyState, PageRecord, TdRecord, VcpuRecord
 from fixtures.softseam.truth import Truth
 
 KEYID_RANGE = re.compile(r"virt/tdx: BIOS enabled: private KeyID range \[(\d+), (\d+)\)")
@@ -107,6 +108,30 @@ def test_module_owns_nothing_without_a_td(tdx_host: TdxHost, td_finalized: Assem
     module = Truth(tdx_host.agent).state()
     assert (module.tds, module.vcpus) == ((), ())
     assert not [pages for pages in module.pages if pages.tdr is not None]
+
+
+@tells
+def test_module_is_read_while_tds_come_and_go(tdx_host: TdxHost, owner: Worker) -> None:
+    """What it reports lies in pages that the host donates, reclaims and overwrites meanwhile."""
+    types = {"tds": TdRecord, "vcpus": VcpuRecord, "pages": PageRecord, "history": KeyEvent}
+    reads = [syscalls.read_file(f"{records.FOLDER}/{name}") for name in types]
+    with tdx_host.agent.spawn() as reader:
+        reading = reader.start(batch_call(reads, repeat=100))
+        tds = 0
+
+        def read_to_the_end() -> bool:
+            nonlocal tds
+            with build.at(Stage.FINALIZED, owner):
+                tds += 1
+            return reading.done()
+
+        until(read_to_the_end, "the end of the reader", 60)
+        texts = reading.result()
+    assert tds > 1
+    for index in range(len(texts)):
+        text = texts[index].decode()
+        assert "?" not in text
+        records.parse(tuple(types.values())[index % len(types)], text)
 
 
 @tells
