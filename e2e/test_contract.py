@@ -40,6 +40,7 @@ def prober(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Prober:
     return tdx_cleanup.enter_context(contract_probe.probing(tdx_host))
 
 
+@pytest.mark.tdx_each_kernel
 @pytest.mark.parametrize("promise", Promise, ids=lambda promise: promise.test_id)
 def test_promise(promise: Promise, contract: Contract, prober: Prober) -> None:
     if not contract.offers(promise):
@@ -54,6 +55,7 @@ def test_promise(promise: Promise, contract: Contract, prober: Prober) -> None:
     assert found is Compliance.KEPT, f"{promise}: {seen}; the contract {contract.name} wants {wanted}"
 
 
+@pytest.mark.tdx_each_kernel
 def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, behaviour: Behaviour) -> None:
     flavour = tdx_host.facts.flavour
     known = flavours.load()
@@ -94,6 +96,7 @@ def use_up(hkids: Hkids, prober: Prober, cleanup: ExitStack) -> None:
     assert hkids.free == 0
 
 
+@pytest.mark.tdx_offers("vcpu-before-init")
 @pytest.mark.usefixtures("early")
 @pytest.mark.tdx_needs("misc-cgroup")
 def test_destination_gets_its_vcpus_when_every_hkid_is_in_use(
@@ -114,6 +117,7 @@ def test_destination_that_has_to_call_init_vm_fails_when_every_hkid_is_in_use(
         assert prober.ready(destination, 1) == Errno(contract.errno(Refusal.INIT_NO_HKID))
 
 
+@pytest.mark.tdx_offers("vcpu-before-init")
 @pytest.mark.usefixtures("early")
 @pytest.mark.tdx_needs("misc-cgroup")
 def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_trace(
@@ -125,6 +129,7 @@ def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_t
 
 
 @pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("init-after-vcpu")
 @pytest.mark.usefixtures("init_may_follow")
 @pytest.mark.parametrize("cpus", [(0, 0), (0, 1), (1, 0)], ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
@@ -142,6 +147,7 @@ def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
 
 
 @pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("init-after-vcpu")
 @pytest.mark.usefixtures("init_may_follow")
 def test_td_whose_vcpus_came_first_runs_like_any_other(
     prober: Prober, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
@@ -154,6 +160,7 @@ def test_td_whose_vcpus_came_first_runs_like_any_other(
 
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_needs("cpu-hotplug")
+@pytest.mark.tdx_offers("init-after-vcpu")
 @pytest.mark.usefixtures("init_may_follow")
 def test_vcpu_that_came_first_leaves_a_cpu_that_goes_offline(
     prober: Prober,
@@ -188,6 +195,7 @@ def add_vcpu(td: Td, ident: int) -> None:
 
 
 @pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("cap-lower")
 @pytest.mark.tdx_finding(
     "F9",
     flavours=("option1", "option1a", "option1b", "option1b-optional", "v19"),
@@ -212,6 +220,7 @@ def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contra
 
 
 @pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("cap-lower")
 def test_no_more_vcpus_than_the_number_that_raced_with_them(
     contract: Contract, prober: Prober, tdx_host: TdxHost
 ) -> None:

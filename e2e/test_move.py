@@ -37,7 +37,11 @@ from fixtures.kvm.many import many_tds
 from fixtures.kvm.move import move_from, prepare_destination
 from fixtures.softseam.truth import Truth
 
-pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
+pytestmark = [
+    pytest.mark.tdx_offers("move"),
+    pytest.mark.usefixtures("td_move"),
+    pytest.mark.tdx_needs("misc-cgroup"),
+]
 
 MEMORY_STEPS = 9
 """The number of exits of the payload ``memory``: values, and requests to convert memory."""

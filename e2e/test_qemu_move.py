@@ -31,7 +31,11 @@ from fixtures.kvm.many import many_tds
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth
 
-pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
+pytestmark = [
+    pytest.mark.tdx_offers("move"),
+    pytest.mark.usefixtures("td_move"),
+    pytest.mark.tdx_needs("misc-cgroup"),
+]
 
 STEPS = ["setup", "active", "device", "completed"]
 

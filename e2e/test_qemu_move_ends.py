@@ -19,7 +19,11 @@ from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import QMP
 
-pytestmark = [pytest.mark.usefixtures("td_move"), pytest.mark.tdx_needs("misc-cgroup")]
+pytestmark = [
+    pytest.mark.tdx_offers("move"),
+    pytest.mark.usefixtures("td_move"),
+    pytest.mark.tdx_needs("misc-cgroup"),
+]
 
 
 TOO_LATE = "The destination takes the guest over, cannot cancel"

@@ -49,6 +49,7 @@ def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
 # by the source, at once
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 @pytest.mark.parametrize("mode", OTHER_MODES)
 def test_other_modes(mode: str, hkids: Hkids, movable_tds: QemuTds) -> None:
@@ -63,6 +64,7 @@ def test_other_modes(mode: str, hkids: Hkids, movable_tds: QemuTds) -> None:
     assert hkids.taken == 1
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 def test_no_return_path(hkids: Hkids, movable_tds: QemuTds) -> None:
     """Without a return path, a failure of the destination would leave the TD stopped for ever."""
@@ -77,6 +79,7 @@ def test_no_return_path(hkids: Hkids, movable_tds: QemuTds) -> None:
     assert hkids.taken == 1
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 def test_memory_that_is_not_in_files(hkids: Hkids, movable_tds: QemuTds) -> None:
     source = movable_tds.run(movable=False)
@@ -112,6 +115,7 @@ def quote_service(
     return {"guest": {"quote-generation-socket": address}}, lambda: owner.call(syscalls.close(fd))
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 def test_quote_in_flight(
     quote_service: tuple[dict[str, Any], Callable[[], None]], hkids: Hkids, movable_tds: QemuTds
@@ -132,6 +136,7 @@ def test_quote_in_flight(
     assert hkids.taken == 1
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
     quote_service: tuple[dict[str, Any], Callable[[], None]], movable_tds: QemuTds
@@ -185,6 +190,7 @@ UNLIKE = {
 }
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 @pytest.mark.parametrize("name", UNLIKE)
 def test_destination_that_is_not_like_the_source(name: str, hkids: Hkids, movable_tds: QemuTds) -> None:
@@ -207,6 +213,7 @@ def test_destination_that_is_not_like_the_source(name: str, hkids: Hkids, movabl
     assert hkids.taken == 1
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 def test_destination_that_is_a_stock_qemu(hkids: Hkids, movable_tds: QemuTds) -> None:
     source = movable_tds.run()
@@ -220,6 +227,7 @@ def test_destination_that_is_a_stock_qemu(hkids: Hkids, movable_tds: QemuTds) ->
 # by the kernel, when all has been loaded
 
 
+@pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 def test_cgroup_of_the_destination_that_is_at_its_limit(
     tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, hkids: Hkids, movable_tds: QemuTds

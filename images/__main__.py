@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
 from images.errors import BuildError
+from images.kernel import flavours
 from images.machine import BINARY, Shape
 
 _INTERRUPTED = 130
@@ -66,9 +68,10 @@ def parser() -> argparse.ArgumentParser:
 def _add_source_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--flavour",
-        default=os.environ.get("TDX_E2E_FLAVOUR") or "upstream",
+        action="append",
         metavar="F",
-        help="kernel flavour (default: $TDX_E2E_FLAVOUR, as for the tests, or upstream)",
+        help="kernel flavour, may be repeated (default: $TDX_E2E_FLAVOUR, as for the tests, or "
+        f"{' and '.join(flavours.OF_A_RUN)})",
     )
     source = command.add_mutually_exclusive_group()
     source.add_argument(
@@ -92,9 +95,16 @@ def _add_source_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def flavours_of_run(given: list[str] | None) -> list[str]:
+    """The flavours of the command line, or those that the tests run on."""
+    return given or shlex.split(os.environ.get("TDX_E2E_FLAVOUR", "")) or list(flavours.OF_A_RUN)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = parser().parse_args(argv)
+    if hasattr(arguments, "flavour"):
+        arguments.flavour = flavours_of_run(arguments.flavour)
     try:
         if arguments.command == "setup-host":
             from images.hostsetup import set_up

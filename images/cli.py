@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 
@@ -36,17 +37,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
     """Build one kind of image, or all; prints one line for each."""
-    kernel = kernel_build.Request(arguments.flavour, arguments.kernel_tree, arguments.kernel_version)
-    # Before the others are built.
-    flavours.get(kernel.flavour)
+    # A tree is built once: only what is in it counts.
+    wanted = arguments.flavour[:1] if arguments.kernel_tree else arguments.flavour
+    # Wrong names fail before anything is built.
+    kernels = [
+        kernel_build.Request(flavours.get(name).name, arguments.kernel_tree, arguments.kernel_version)
+        for name in wanted
+    ]
     mirror, refresh, tree = arguments.mirror, arguments.refresh, arguments.qemu_tree
-    builders: dict[str, Callable[[], Artefact]] = {
-        "payloads": lambda: payloads_build.ensure(cache, report),
-        "qemu": lambda: qemu_build.ensure(cache, report, tree=tree, mirror=mirror, refresh=refresh),
-        "rootfs": lambda: rootfs_build.ensure(cache, report, qemu_tree=tree, mirror=mirror),
-        "kernel": lambda: kernel_build.ensure(cache, kernel, report, mirror=mirror, refresh=refresh),
-    }
-    for what, ensure in builders.items():
+    builders: list[tuple[str, Callable[[], Artefact]]] = [
+        ("payloads", lambda: payloads_build.ensure(cache, report)),
+        ("qemu", lambda: qemu_build.ensure(cache, report, tree=tree, mirror=mirror, refresh=refresh)),
+        ("rootfs", lambda: rootfs_build.ensure(cache, report, qemu_tree=tree, mirror=mirror)),
+    ]
+    for kernel in kernels:
+        ensure_kernel = functools.partial(kernel_build.ensure, cache, kernel, report)
+        builders.append(("kernel", functools.partial(ensure_kernel, mirror=mirror, refresh=refresh)))
+    for what, ensure in builders:
         if arguments.what in (what, "all"):
             made = ensure()
             print(f"{made.kind} {made.label} {made.content_hash} {made.path}", flush=True)

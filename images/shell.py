@@ -26,7 +26,7 @@ def run(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
             hint="--cpus is a multiple of --sockets",
         )
     images = api.boot_images(
-        arguments.flavour,
+        arguments.flavour[0],
         arguments.kernel_tree,
         arguments.qemu_tree,
         version=arguments.kernel_version,

@@ -11,6 +11,8 @@ from images.errors import BuildError
 
 HERE = Path(__file__).parent
 DEFAULT = "upstream"
+OF_A_RUN = (DEFAULT, "proposed")
+"""The flavours of a run that names none: Linux as it is, and what only our series offer."""
 
 
 @dataclass(frozen=True)

@@ -136,17 +136,18 @@ def test_clean_keeps_what_is_up_to_date(
     [
         ("qemu", ["qemu"]),
         ("rootfs", ["rootfs"]),
-        ("all", ["payloads", "qemu", "rootfs", "kernel"]),
+        ("kernel", ["kernel", "kernel"]),
+        ("all", ["payloads", "qemu", "rootfs", "kernel", "kernel"]),
     ],
 )
 def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
     what: str, built: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: dict[str, dict[str, object]] = {}
+    asked: list[tuple[str, dict[str, object]]] = []
 
     def builder(kind: str) -> Callable[..., Artefact]:
         def ensure(*_: object, **options: object) -> Artefact:
-            asked[kind] = options
+            asked.append((kind, options))
             return Artefact(Path("/image"), kind, "label", "0" * 16)
 
         return ensure
@@ -158,11 +159,12 @@ def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
         monkeypatch.setattr(module, "ensure", builder(kind))
     tree = Path("/q")
     assert entry.main(["build", what, "--qemu-tree", str(tree), "--mirror", "file:/m", "--refresh"]) == 0
-    assert list(asked) == built
-    if "qemu" in asked:
-        assert asked["qemu"] == {"tree": tree, "mirror": "file:/m", "refresh": True}
-    if "rootfs" in asked:
-        assert asked["rootfs"] == {"qemu_tree": tree, "mirror": "file:/m"}
+    assert [kind for kind, _ in asked] == built
+    options = dict(asked)
+    if "qemu" in options:
+        assert options["qemu"] == {"tree": tree, "mirror": "file:/m", "refresh": True}
+    if "rootfs" in options:
+        assert options["rootfs"] == {"qemu_tree": tree, "mirror": "file:/m"}
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == built
 
 
@@ -214,8 +216,9 @@ def test_importing_the_api_is_cheap() -> None:
 
 
 def test_flavour_is_the_one_that_the_environment_names_for_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TDX_E2E_FLAVOUR", "proposed")
-    assert entry.parser().parse_args(["build"]).flavour == "proposed"
-    assert entry.parser().parse_args(["build", "--flavour", "fixed"]).flavour == "fixed"
+    monkeypatch.setenv("TDX_E2E_FLAVOUR", "proposed v9")
+    assert entry.flavours_of_run(None) == ["proposed", "v9"]
+    given = entry.parser().parse_args(["build", "--flavour", "fixed", "--flavour", "v10"]).flavour
+    assert entry.flavours_of_run(given) == ["fixed", "v10"]
     monkeypatch.setenv("TDX_E2E_FLAVOUR", "")
-    assert entry.parser().parse_args(["build"]).flavour == "upstream"
+    assert entry.flavours_of_run(None) == ["upstream", "proposed"]
