@@ -14,10 +14,7 @@ from pathlib import Path
 from images import commands
 from images.commands import Log
 
-TOOLS = {
-    **dict.fromkeys(("setpriv", "unshare"), "util-linux"),
-    **{"tar": "tar", "mount": "mount", "chroot": "coreutils"},
-}
+TOOLS = ("setpriv", "unshare", "tar", "mount", "chroot")
 
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL")
 """Namespaces for one command: its mounts and processes end with it, also after a SIGKILL."""

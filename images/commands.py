@@ -8,15 +8,15 @@ import contextlib
 import os
 import resource
 import shlex
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from images.errors import BuildError, CommandError
+from images.needs import is_there, package_of
 
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _TERM_SECONDS = 10.0
@@ -33,18 +33,18 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env
 
 
-def require_tools(tools: Mapping[str, str], what: str) -> None:
+def require_tools(tools: Collection[str], what: str) -> None:
     """Raise :class:`BuildError` naming every missing tool at once.
 
-    :param tools: command → its Debian package.
+    :param tools: commands of :data:`images.needs.NEEDS`, as they stand there.
     :param what: the image that needs them.
     """
-    path = environment()["PATH"]
-    missing = {tool: package for tool, package in tools.items() if shutil.which(tool, path=path) is None}
+    missing = sorted(tool for tool in tools if not is_there(tool))
     if missing:
+        packages = " ".join(sorted(set(map(package_of, missing))))
         raise BuildError(
-            f"{', '.join(sorted(missing))} not found on this machine; needed for {what}",
-            hint="run `python3 -m images setup-host`, or install " + " ".join(sorted(set(missing.values()))),
+            f"{', '.join(missing)} not found on this machine; needed for {what}",
+            hint=f"run `python3 -m images setup-host`, or install {packages}",
         )
 
 

@@ -8,75 +8,19 @@ is installed.
 from __future__ import annotations
 
 import getpass
-import importlib.util
+import importlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from images.errors import BuildError
+from images.needs import NEEDS, Need
 
 _OLDEST_PYTHON = (3, 11)
-_PATH = ":".join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-
-
-@dataclass(frozen=True)
-class Need:
-    """A package that has to be installed.
-
-    :param package: its name in Debian.
-    :param shows: evidence of it on any distribution: commands, absolute paths, and ``python:NAME`` for
-        modules of the running interpreter.  All of them have to exist; ``a|b`` is an alternative.
-    """
-
-    package: str
-    what_for: str
-    shows: tuple[str, ...]
-
-    def is_met(self) -> bool:
-        return all(any(_is_there(item) for item in choice.split("|")) for choice in self.shows)
-
-
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring"
-NEEDS = (
-    Need("tox", "running the suite and its checks", ("tox",)),
-    Need("python3-venv", "tox's environments", ("python:venv", "python:ensurepip")),
-    Need("qemu-system-x86", "the nested host", ("qemu-system-x86_64",)),
-    Need("debian-archive-keyring", "signatures of packages", (f"{_KEYRING}.gpg|{_KEYRING}.pgp",)),
-    Need("gpgv", "signatures of packages", ("gpgv|sqv",)),
-    Need("mmdebstrap", "the root file system", ("mmdebstrap",)),
-    Need("uidmap", "the root file system, without root", ("newuidmap",)),
-    Need("fakeroot", "the root file system", ("fakeroot",)),
-    Need("e2fsprogs", "disk images", ("mke2fs",)),
-    Need("gcc", "the kernel, init, payloads", ("gcc",)),
-    Need("binutils", "the kernel, init, payloads", ("ld", "strip", "objcopy", "ar")),
-    Need(
-        "libc6-dev",
-        "init, and the kernel's own tools",
-        ("/usr/lib/x86_64-linux-gnu/libc.a|/usr/lib64/libc.a",),
-    ),
-    Need("make", "the kernel", ("make",)),
-    Need("flex", "the kernel", ("flex",)),
-    Need("bison", "the kernel", ("bison",)),
-    Need("bc", "the kernel", ("bc",)),
-    Need("perl", "the kernel", ("perl",)),
-    Need("libelf-dev", "the kernel's objtool", ("/usr/include/gelf.h",)),
-    Need("patch", "the kernel", ("patch",)),
-    Need("xz-utils", "the kernel's source", ("xz",)),
-)
-
-
-def _is_there(item: str) -> bool:
-    kind, _, name = item.rpartition(":")
-    if kind == "python":
-        return importlib.util.find_spec(name) is not None
-    if item.startswith("/"):
-        return Path(item).exists()
-    return shutil.which(item, path=_PATH) is not None
 
 
 def distribution() -> str:

@@ -21,7 +21,7 @@ from images.tools import versions
 SUITE = "trixie"
 TAR = "debian.tar"
 
-_TOOLS = {"mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "util-linux"}
+_TOOLS = ("mmdebstrap", "setpriv", "unshare")
 _STATUS = "./var/lib/dpkg/status"
 _NOT_UNPACKED = ("doc", "man", "info", "locale", "i18n")
 

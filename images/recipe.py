@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +53,14 @@ class Recipe(ABC):
     :ivar kind: of the artefact.
     :ivar label: tells artefacts of a kind apart, for a person.
     :ivar what: the image's name in messages.
-    :ivar tools: command → Debian package of everything that a build runs.
+    :ivar tools: the commands that a build runs, as :data:`images.needs.NEEDS` has them.
     :ivar space: bytes that a build needs.
     """
 
     kind: str
     label: str
     what: str
-    tools: Mapping[str, str]
+    tools: Collection[str]
     space: int
 
     @abstractmethod

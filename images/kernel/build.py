@@ -31,12 +31,11 @@ _RECIPE = ("build.py", "config.py", "needed.py", "tree.py", "unchanged.py")
 _SHARED_RECIPE = ("ext4.py", "patching.py", "trees.py")
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f02"
 _USUAL_OBJECTS = 1900
-_TOOLS = {
-    **{tool: tool for tool in ("make", "gcc", "flex", "bison", "bc", "patch", "tar", "perl")},
-    **{"ld": "binutils", "strip": "binutils", "mke2fs": "e2fsprogs", "xz": "xz-utils"},
-    "setpriv": "util-linux",
-}
-_APT_TOOLS = {"apt-get": "apt", "dpkg-deb": "dpkg", "gpgv": "gpgv"}
+_TOOLS = (
+    *("make", "gcc", "ld", "strip", "flex", "bison", "bc", "perl"),
+    *("patch", "tar", "xz", "mke2fs", "setpriv"),
+)
+_APT_TOOLS = ("apt-get", "dpkg-deb", "gpgv|sqv")
 # The nested host's init loads them in this order; modules that a kernel lacks are left out.
 _AUTOLOAD = (("irqbypass.ko", ""), ("kvm.ko", ""), ("kvm-intel.ko", "tdx=1 nested=0"))
 _FIRST_ERROR = re.compile(
@@ -88,7 +87,7 @@ class Kernel(Recipe):
         tree = isinstance(origin, UserTree)
         self.what = f"the kernel, flavour {flavour.name}"
         self.label = f"{flavour.name}-tree" if tree else flavour.name
-        self.tools = _TOOLS if tree else _TOOLS | _APT_TOOLS
+        self.tools = _TOOLS if tree else _TOOLS + _APT_TOOLS
         self._folder = origin.kept_folder(cache)
 
     @property
@@ -284,7 +283,7 @@ def ensure(
     def build(candidate: Source) -> Artefact:
         return Kernel(flavour, Package(candidate), cache).ensure(cache, reporter, mirror=mirror)
 
-    require_tools(_TOOLS | _APT_TOOLS, "the kernel")
+    require_tools(_TOOLS + _APT_TOOLS, "the kernel")
     asked = request.version
     candidates = source.candidates(cache, reporter, mirror=mirror, asked=asked, refresh=refresh)
     used, found = first_that_builds(candidates, build, reporter)

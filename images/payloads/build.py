@@ -21,7 +21,7 @@ from images.tools import versions
 
 _HERE = Path(__file__).parent
 _INPUTS = ("*.S", "*.c", "*.h", "*.ld", "include/**/*.h", "lib/*.S", "lib/*.c", "build.py")
-_TOOLS = {"gcc": "gcc", "ld": "binutils", "ar": "binutils", "objcopy": "binutils", "setpriv": "util-linux"}
+_TOOLS = ("gcc", "ld", "ar", "objcopy", "setpriv")
 _BASE = re.compile(r"payload:\s*base=(0x[0-9a-fA-F]+)")
 _END = 1 << 32
 _PAGE = 4096

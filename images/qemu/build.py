@@ -23,8 +23,8 @@ BINARY = "qemu-system-x86_64"
 _HERE = Path(__file__).parent
 _RECIPE = ("build.py", "tree.py")
 _SHARED_RECIPE = ("chroot.py", "patching.py")
-_TOOLS = {**chroot.TOOLS, "patch": "patch", "xz": "xz-utils"}
-_APT_TOOLS = {"apt-get": "apt", "dpkg": "dpkg", "gpgv": "gpgv"}
+_TOOLS = (*chroot.TOOLS, "patch", "xz")
+_APT_TOOLS = ("apt-get", "dpkg", "gpgv|sqv")
 _CONFIGURE = (
     # Its data and firmware are the stock QEMU's, wherever the binary is.
     *("--prefix=/usr", "--disable-relocatable", "--firmwarepath=/usr/share/qemu:/usr/share/seabios"),
@@ -74,7 +74,7 @@ class Qemu(Recipe):
         self.origin = origin
         self._patched = not isinstance(origin, UserTree)
         self.label = "patched" if self._patched else "tree"
-        self.tools = _TOOLS | _APT_TOOLS if self._patched else _TOOLS
+        self.tools = _TOOLS + _APT_TOOLS if self._patched else _TOOLS
 
     def inputs(self) -> dict[str, object]:
         return {
@@ -191,7 +191,7 @@ def ensure(
     def build(candidate: Source) -> Artefact:
         return Qemu(Tarball(candidate, series())).ensure(cache, reporter, mirror=mirror)
 
-    require_tools(_TOOLS | _APT_TOOLS, "QEMU")
+    require_tools(_TOOLS + _APT_TOOLS, "QEMU")
     candidates = source.candidates(cache, reporter, mirror=mirror, refresh=refresh)
     used, found = first_that_builds(candidates, build, reporter)
     source.last_used(cache).record(None, used)

@@ -21,13 +21,7 @@ IMAGE = "rootfs.ext4"
 _HERE = Path(__file__).parent
 _INPUTS = ("init.c", "bootstrap.py", "sshd_config")
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f01"
-_TOOLS = {
-    "mke2fs": "e2fsprogs",
-    "fakeroot": "fakeroot",
-    "gcc": "gcc",
-    "tar": "tar",
-    "setpriv": "util-linux",
-}
+_TOOLS = ("mke2fs", "fakeroot", "gcc", "tar", "setpriv")
 _NOT_IN_IMAGE = (
     "./dev/*",
     "./etc/ssh/ssh_host_*",

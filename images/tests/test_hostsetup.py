@@ -4,12 +4,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from images import hostsetup
+from images import chroot, hostsetup, mmdebstrap
 from images.errors import BuildError
-from images.hostsetup import Need, install_command, set_up
+from images.hostsetup import install_command, set_up
+from images.kernel import build as kernel
+from images.needs import NEEDS, Need
+from images.payloads import build as payloads
+from images.qemu import build as qemu
+from images.rootfs import build as rootfs
 
 _ROOT = Path(__file__).parents[2]
 _LACKING = [Need("tox", "running", ("no-such-tool",)), Need("flex", "the kernel", ("no-such-flex",))]
@@ -42,6 +48,20 @@ def test_it_runs_on_a_bare_python() -> None:
 )
 def test_what_shows_that_a_need_is_met(shows: tuple[str, ...], met: bool) -> None:
     assert Need("p", "w", shows).is_met() is met
+
+
+def _tools(module: ModuleType) -> set[str]:
+    return {tool for name, value in vars(module).items() if name.endswith("TOOLS") for tool in value}
+
+
+@pytest.mark.parametrize(
+    "module", [chroot, kernel, mmdebstrap, payloads, qemu, rootfs], ids=lambda m: m.__name__
+)
+def test_set_up_installs_whatever_a_build_requires(module: ModuleType) -> None:
+    """On Debian 13 it once took sqv for gpgv, and the kernel's builder then wanted gpgv."""
+    tools = _tools(module)
+    assert tools
+    assert tools <= {shown for need in NEEDS for shown in need.shows}
 
 
 def test_packages_are_installed_through_sudo_unless_root() -> None:
