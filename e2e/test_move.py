@@ -24,7 +24,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON, INTERRUPT_VECTOR, INTERRUPTS_READY
-from fixtures.guests.running import spin
+from fixtures.guests.running import inside, once, spin
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
@@ -362,7 +362,8 @@ def test_vcpu_that_runs_is_in_the_way(launch: Launch, tdx_cleanup: ExitStack, co
         move_from(source, to=destination)
     assert isinstance(running.stop(), InterruptedExit)
     move_from(source, to=destination)
-    spin(destination)[0].stop()
+    (vcpu,) = destination.vcpus
+    once(vcpu, inside, vcpu.start).stop()
 
 
 # the memory before and after
