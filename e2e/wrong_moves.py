@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from fixtures.contracts.promises import Refusal
 from fixtures.kvm import build
-from fixtures.kvm.build import Assembly
+from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.move import link_memory, prepare_destination
 
@@ -69,9 +69,8 @@ def _more_vcpus(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
 
 @contextmanager
 def _more_memory(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
-    with prepare_destination(source) as other, other.td.create_guest_memfd(4096) as memfd:
-        slot = other.placed[0].slot
-        other.td.set_slot(replace(slot, slot=slot.slot + 1, gpa=0x100000, size=4096, guest_memfd=memfd.fd))
+    with prepare_destination(source) as other:
+        other.place(Region(0x100000, 4096))
         yield other.td.fd, source.td.fd
 
 
