@@ -88,7 +88,7 @@ def refused_td(kvm: Kvm, contract: Contract, refusal: Refusal = Refusal.INIT_CGR
         yield
 
 
-# who is charged
+# the cgroup that is charged
 
 
 def test_creating_a_vm_charges_nobody(member: Kvm, tdx_cgroup: Cgroup) -> None:

@@ -90,7 +90,7 @@ def td(prober: Prober, tdx_cleanup: ExitStack) -> Td:
 
 
 def use_up(hkids: Hkids, prober: Prober, cleanup: ExitStack) -> None:
-    """Take all free HKIDs, with KVM_TDX_INIT_VM called as this kernel wants it."""
+    """Take all free HKIDs; KVM_TDX_INIT_VM is called in the way that this kernel requires."""
     for _ in range(hkids.free):
         assert prober.ready(cleanup.enter_context(prober.td()), 1) == OK
     assert hkids.free == 0
@@ -102,7 +102,7 @@ def use_up(hkids: Hkids, prober: Prober, cleanup: ExitStack) -> None:
 def test_destination_gets_its_vcpus_when_every_hkid_is_in_use(
     prober: Prober, td: Td, hkids: Hkids, tdx_cleanup: ExitStack
 ) -> None:
-    """The complaint that the suite grew from; skipped on contracts that have not solved it."""
+    """Covers the complaint from which the suite grew; skipped on contracts that do not solve it."""
     use_up(hkids, prober, tdx_cleanup)
     td.create_vcpu(0)
     assert hkids.free == 0
@@ -135,7 +135,7 @@ def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_t
 def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
     cpus: tuple[int, int], prober: Prober, td: Td
 ) -> None:
-    """Initialized on the CPU where it was created, and on another: KVM keeps a list of vCPUs per CPU."""
+    """Initializes it on the CPU where it was created, and on another: KVM keeps a list of vCPUs per CPU."""
     made, initialized = cpus
     td.worker.call(syscalls.affinity([made]))
     vcpu = td.create_vcpu(0)
@@ -184,7 +184,7 @@ def test_context_of_a_td_is_not_copied(contract: Contract, prober: Prober, td: T
         td.enable_cap(Cap.VM_COPY_ENC_CONTEXT_FROM, other.fd)
 
 
-# the capability after the TDX module was told a number
+# the capability once the TDX module has a number
 
 
 def add_vcpu(td: Td, ident: int) -> None:

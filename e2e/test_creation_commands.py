@@ -106,7 +106,7 @@ def test_command_is_refused_on_a_guest_memfd(td_created: Assembly, contract: Con
         send(memfd, TdxCmdId.CAPABILITIES)
 
 
-# whose, and of which VM
+# another process, a dead VM
 
 
 def test_command_of_another_process_is_refused(

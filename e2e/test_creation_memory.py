@@ -80,7 +80,7 @@ def empty(owner: Worker, tdx_cleanup: ExitStack) -> EmptySlot:
     return EmptySlot(built, Memory.map(owner, PAGES * PAGE_SIZE))
 
 
-# what is refused, and can be done right afterwards
+# refused, and possible right afterwards
 
 MISTAKES: dict[str, tuple[Refusal, Request]] = {
     "flags": (Refusal.REGION_FLAGS, Request(altered=Overrides(flags=2))),
@@ -202,7 +202,7 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
     assert read_region(region) == (source + 8 * PAGE_SIZE, gpa + 8 * PAGE_SIZE, 0)
 
 
-# what becomes of it
+# the memory afterwards
 
 
 def test_guest_finds_the_bytes_and_need_not_accept_them(launch: Launch) -> None:

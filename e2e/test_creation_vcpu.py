@@ -71,7 +71,7 @@ def test_init_vcpu_after_finalize_is_refused(
 
 
 def test_init_vcpu_makes_each_vcpu_runnable(td_initialized: Assembly) -> None:
-    """A TD has no INIT and SIPI: all of its vCPUs begin at the reset vector."""
+    """A TD lacks INIT and SIPI: all of its vCPUs begin at the reset vector."""
     vcpus = [td_initialized.td.create_vcpu(ident) for ident in range(2)]
     assert vcpus[1].mp_state() == MpStateValue.UNINITIALIZED
     for vcpu in vcpus:

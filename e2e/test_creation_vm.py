@@ -33,7 +33,7 @@ from fixtures.softseam.truth import Truth
 
 REGISTERS = ("eax", "ebx", "ecx", "edx")
 KVMS_OWN = {(FEATURES, "ebx"): HLE | RTM, (FEATURES, "ecx"): WAITPKG}
-"""CPUID bits that KVM refuses before the module sees them."""
+"""CPUID bits that KVM refuses before it calls the module."""
 STATUS = 0xFFFFFFFF00000000
 """The bits of a completion code that contain the kind of error; the lower bits contain the operand."""
 
@@ -60,7 +60,7 @@ def missing_bits(mask: int, width: int) -> list[int]:
     return [1 << bit for bit in range(width) if not mask >> bit & 1]
 
 
-# what INIT_VM accepts
+# accepted by INIT_VM
 
 ACCEPTED: dict[str, Change] = {
     "nothing-but-the-width": lambda right, _: right.replace(
@@ -119,7 +119,7 @@ def test_width_of_52_is_accepted_where_kvm_can_map_it(td: Td, contract: Contract
             td.init_vm(params)
 
 
-# what INIT_VM refuses, beyond single mistakes
+# refused by INIT_VM, beyond single mistakes
 
 
 def test_every_attribute_that_is_not_offered_is_refused(td: Td, contract: Contract) -> None:

@@ -36,7 +36,7 @@ from fixtures.softseam.truth import Truth
 INJECTED = pytest.mark.tdx_needs("misc-cgroup", "seamcall-fault-injection")
 
 RETRIES = 10
-"""How often Linux makes a SEAMCALL that finds no entropy (``RDRAND_RETRY_LOOPS``)."""
+"""Number of times that Linux makes a SEAMCALL that finds no entropy (``RDRAND_RETRY_LOOPS``)."""
 
 BUSY = inject.TDX_OPERAND_BUSY
 INVALID = inject.TDX_OPERAND_INVALID | 1
@@ -337,7 +337,7 @@ LEAKED = r"HKID \d+ is leaked"
 
 @contextmanager
 def kernel_says(host: TdxHost, pattern: str) -> Iterator[None]:
-    """Require that the kernel logs a line in the block in which the pattern is found."""
+    """Require that the kernel logs a line that matches the pattern while the block runs."""
     seen = host.agent.files.kmsg()[-1].sequence
     yield
     lines = [record.text for record in host.agent.files.kmsg(seen)]

@@ -34,7 +34,7 @@ POOLS = [
 ]
 CYCLES = 200
 
-# what takes one
+# requests that take one
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_second_init_vm_takes_no_second_one(
     assert hkids.taken == -1
 
 
-# what holds it
+# references that hold it
 
 REFERENCES = ("vm-fd", "vcpu-fd", "kvm-run-mapping", "guest-memfd", "vm-stats-fd")
 
@@ -164,7 +164,7 @@ def test_memory_and_irqfd_do_not_hold_it(td_finalized: Assembly, hkids: Hkids) -
         assert hkids.taken == -1
 
 
-# what gives it back
+# its release
 
 
 def test_freed_ids_are_used_again_and_again(tdx_host: TdxHost, kvm: Kvm, hkids: Hkids) -> None:
@@ -192,7 +192,7 @@ def test_only_free_id_is_the_one_that_is_taken(tdx_host: TdxHost, kvm: Kvm, hkid
         assert hkids.free == 0
 
 
-# what happens when none is left
+# exhaustion
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -108,7 +108,7 @@ def test_counts_on_in_the_destination_without_a_lost_or_repeated_step(
 def test_module_sees_nothing_but_vcpus_that_change_their_place(
     launch: Launch, tdx_cleanup: ExitStack, truth: Truth
 ) -> None:
-    """By the module's own history, no key, page or TD was created, freed or changed at any instant."""
+    """No key, page or TD is created, freed or changed at any instant, by the module's own history."""
     source = launch("count")
     count(source)
     before, leaves = truth.state(), truth.leaves()
@@ -411,11 +411,11 @@ def test_link_is_refused(wrong: str, launch: Launch, kvm: Kvm, owner: Worker, co
 
 MOVES, WARM_UP = 10_000, 500
 GROWTH_KIB = 1024
-"""Slabs come and go by some hundred KiB; a single object of 128 bytes that each move lost would be 1,200."""
+"""Slabs vary by some hundred KiB; if each move lost a single object of 128 bytes, it would be 1,200."""
 
 
 def unreclaimable(host: TdxHost) -> int:
-    """KiB of kernel memory in slabs that nothing can shrink."""
+    """KiB of kernel memory in slabs that cannot be reclaimed."""
     for line in host.agent.files.read_text("/proc/meminfo").splitlines():
         name, _, value = line.partition(":")
         if name == "SUnreclaim":
@@ -448,7 +448,7 @@ def test_of_two_destinations_one_gets_the_td(
 def test_moves_that_cross_do_not_stand_in_each_others_way(
     launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
-    """A to B while B is to A: neither is a destination, and the locks are taken in one order."""
+    """Moves A to B and B to A at once: neither can be a destination, and locks are taken in one order."""
     for _ in range(10):
         pair = [launch("count") for _ in range(2)]
         jobs = [
@@ -469,7 +469,7 @@ def test_moves_that_cross_do_not_stand_in_each_others_way(
 def test_vcpu_that_is_created_meanwhile_is_there_or_not(
     launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
-    """One more in the destination: the move comes too late for it, or it is one too many for the move."""
+    """Creates one more in the destination: it comes too late, or is one too many for the move."""
     for _ in range(10):
         source = launch("count")
         count(source)
@@ -507,7 +507,7 @@ def test_memory_can_be_taken_from_the_td_meanwhile(
         hole = syscalls.fallocate(memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, spare.size)
         punching = source.worker.start(batch_call([syscalls.barrier(second), hole]))
         moved = errno_of(moving.result)
-        # Who walks the page tables is in the way; user space tries again.
+        # A walk of the page tables is in the way of the move; user space tries again.
         assert moved in (0, contract.errno(Refusal.MOVE_BUSY))
         assert punching.result()[1].ret == 0
         assert count(source if moved else destination) == counted(2)
@@ -520,7 +520,7 @@ def test_memory_can_be_taken_from_the_td_meanwhile(
 def test_source_that_is_killed_meanwhile_is_moved_or_gone(
     launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
-    """Its process' end closes its guest_memfds, which frees the memory, unless it is the destination's."""
+    """The end of its process closes the guest_memfds, which frees memory that is not the destination's."""
     new = tdx_cleanup.enter_context(tdx_host.agent.spawn())
     for _ in range(5):
         old = tdx_cleanup.enter_context(tdx_host.agent.spawn())

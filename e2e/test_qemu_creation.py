@@ -104,7 +104,7 @@ def test_takes_one_hkid_also_with_a_whole_firmware(hkids: Hkids, qemu_tds: QemuT
     assert hkids.taken == 0
 
 
-# what the monitor says
+# reports of the monitor
 
 
 def test_stops_in_prelaunch_until_it_is_told_to_run(qemu_td: QemuTd) -> None:

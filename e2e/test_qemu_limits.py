@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Limits of TDs and vCPUs, reached by a real QEMU and exceeded by one.
+"""Limits of TDs and vCPUs: a real QEMU reaches them, and is refused one more.
 
 QEMU reads the limit of vCPUs from the VM fd (``kvm_init`` in accel/kvm/kvm-all.c), and prints what
 KVM_TDX_INIT_VM returns (``tdx_ioctl_internal`` in target/i386/kvm/tdx.c).

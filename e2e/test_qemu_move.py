@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``migrate`` over QMP moves a running TD: another QEMU has it then, and the host never misses a key.
+"""``migrate`` over QMP moves a running TD to another QEMU, without another HKID and without losing one.
 
 No QEMU can do it yet; ours can (images/qemu/patches), in the mode cpr-transfer, on a kernel that moves TDs
 (flavour ``proposed``).  The guest is the payload ``console``.  Sources: ``tdx_kvm_post_load`` in
@@ -198,7 +198,7 @@ def test_moves_ten_times_to_and_fro(
     assert kinds(td.open_files) == files
 
 
-# what QEMU does with a TD that has come to it
+# the TD at its new QEMU
 
 
 def test_stop_and_cont_after_a_move(movable_tds: QemuTds) -> None:
@@ -243,7 +243,7 @@ def test_system_reset_after_a_move_starts_it_anew(vcpus: int, hkids: Hkids, mova
 
 
 def test_moves_after_a_reset(hkids: Hkids, movable_tds: QemuTds) -> None:
-    """After a reset, VM and private memory are not those that QEMU began with."""
+    """Moves the VM and the private memory of the reset, in place of those that QEMU began with."""
     source = movable_tds.run()
     assert counts(source) == [1, 1]
     assert ask(source, "r") == "ready, 1 vCPUs"

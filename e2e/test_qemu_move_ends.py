@@ -226,7 +226,7 @@ def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: Qemu
     assert counts(td) == [7, 7]
 
 
-# nobody is at the monitor
+# the monitor is closed
 
 
 def test_monitor_of_the_source_vanishes(half_way: Move, hkids: Hkids) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Moves of a TD between QEMUs that are refused: with a reason, and the TD goes on where it is.
 
-What cannot work is refused before anything is touched: the source never stops.  What only the loading of its
-state shows stops it for a moment.  Sources: ``tdx_save_prepare`` and ``tdx_describe_guest`` in
-target/i386/kvm/tdx.c of our QEMU.
+A move that cannot work is refused before anything is touched: the source never stops.  It stops for a moment
+if only the loading of its state shows the reason.  Sources: ``tdx_save_prepare`` and ``tdx_describe_guest``
+in target/i386/kvm/tdx.c of our QEMU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 IN_FLIGHT = (1 << 64) - 1
 """GHCI 1.5, GetQuote: the status of a request that is being worked on."""
 RETRY = 1
-"""GHCI 1.5: what a TDVMCALL gives that is to be tried again."""
+"""GHCI 1.5: the status of a TDVMCALL that the guest has to repeat."""
 
 
 def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
@@ -73,7 +73,7 @@ def test_no_return_path(hkids: Hkids, movable_tds: QemuTds) -> None:
     with pytest.raises(QmpError, match="with the capability return-path only"):
         Move(source, destination, capabilities=["events"])
     assert_goes_on(source, 1, stopped=False)
-    # It has not heard of it.
+    # The first try did not reach the destination.
     moved(source, destination)
     assert counts(destination) == [2, 2]
     assert hkids.taken == 1

@@ -53,7 +53,7 @@ def test_memory_is_converted_there_and_back_and_private_memory_comes_back_empty(
         assert counts(td) == [step, 1]
 
 
-# what QEMU is told
+# commands to QEMU
 
 
 def test_stop_and_cont_are_events_and_lose_no_step(qemu_td_running: QemuTd) -> None:
@@ -105,7 +105,7 @@ def test_device_comes_and_is_listed_while_it_runs(qemu_td_running: QemuTd) -> No
     assert counts(td) == [1, 1]
 
 
-# what the guest asks for
+# requests of the guest
 
 
 @pytest.mark.parametrize("letter", [pytest.param("r", id="reset"), pytest.param("t", id="triple-fault")])

@@ -128,7 +128,7 @@ def test_vcpu_goes_on_elsewhere_when_its_cpu_goes_offline(launch: Launch, hotplu
     assert told[::2] == [1, 2]
 
 
-# what the guest is told
+# answers to the guest
 
 CALLS = ("gpaw", "vcpus", "max_vcpus", "index", "rcx", "attributes_high", "attributes_low")
 
@@ -158,7 +158,7 @@ def test_instructions_that_the_module_does_not_execute_come_back_as_ve(launch: L
     assert told == [*EXIT_REASONS.values(), GOOD]
 
 
-# whose its state is
+# the state of a vCPU
 
 STATE = (
     Request.KVM_GET_REGS,

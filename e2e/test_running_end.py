@@ -140,7 +140,7 @@ def test_guest_ends_when_its_memory_is_closed(hkids: Hkids, assert_gone: Check, 
     assert_gone()
 
 
-# by what the guest does
+# by the guest itself
 
 ENDS: dict[str, tuple[str, type[Exit]]] = {
     "fatal-error": ("fatal", FatalErrorExit),

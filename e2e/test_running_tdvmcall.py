@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDVMCALLs: those that KVM answers itself, and those that it passes to user space (GHCI 1.5)."""
+"""TDVMCALLs, answered by KVM itself or by user space (GHCI 1.5)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def mailbox(launch: Launch) -> Mailbox:
     return Mailbox(launch("vmcall"))
 
 
-# what KVM answers alone
+# answered by KVM alone
 
 
 REFUSED: dict[str, tuple[Registers, int]] = {
@@ -216,7 +216,7 @@ def test_map_gpa_is_unsupported_while_user_space_does_not_want_it(launch: Launch
     assert found.r10 == SUBFUNC_UNSUPPORTED
 
 
-# what is left to user space
+# left to user space
 
 
 HANDED_ON: dict[str, tuple[Registers, tuple[int, ...]]] = {

@@ -112,7 +112,7 @@ def test_module_owns_nothing_without_a_td(tdx_host: TdxHost, td_finalized: Assem
 
 @tells
 def test_module_is_read_while_tds_come_and_go(tdx_host: TdxHost, owner: Worker) -> None:
-    """What it reports lies in pages that the host donates, reclaims and overwrites meanwhile."""
+    """Reads reports that lie in pages which the host donates, reclaims and overwrites meanwhile."""
     types = {"tds": TdRecord, "vcpus": VcpuRecord, "pages": PageRecord, "history": KeyEvent}
     reads = [syscalls.read_file(f"{records.FOLDER}/{name}") for name in types]
     with tdx_host.agent.spawn() as reader:

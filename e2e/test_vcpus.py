@@ -56,7 +56,7 @@ def create(vm: Vm, count: int) -> list[Vcpu]:
     return [Vcpu(vm.worker, done[ident], ident) for ident in range(count)]
 
 
-# what the limit is, and who is told
+# the limit, and where it is reported
 
 
 def test_td_tells_its_own_limit_at_every_stage(owner: Worker, limit: int) -> None:
