@@ -18,7 +18,7 @@ from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import interrupted
 from fixtures.kvm import abi, build, commands
-from fixtures.kvm.abi import PAGE_SIZE, unpack
+from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import UNALTERED, InitVmParams, Overrides
@@ -162,7 +162,7 @@ def write_region(memory: Memory, empty: EmptySlot, pages: int) -> Overrides:
 
 def read_region(memory: Memory) -> tuple[int, int, int]:
     """Read source, GPA and the number of pages that are left."""
-    found = unpack(abi.TdxInitMemRegion, memory.read(0, 24))
+    found = abi.TdxInitMemRegion.from_buffer_copy(memory.read(0, 24))
     return found.source_addr, found.gpa, found.nr_pages
 
 
