@@ -96,7 +96,7 @@ def _add_source_options(command: argparse.ArgumentParser) -> None:
 
 
 def flavours_of_run(given: list[str] | None) -> list[str]:
-    """The flavours of the command line, or those that the tests run on."""
+    """The flavours of the command line, or else those of a run of the tests."""
     return given or shlex.split(os.environ.get("TDX_E2E_FLAVOUR", "")) or list(flavours.OF_A_RUN)
 
 

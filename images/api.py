@@ -72,7 +72,7 @@ def boot_images(
     cache: Cache | None = None,
     report: Reporter | None = None,
 ) -> BootImages:
-    """Returns what a nested host boots: the kernel, and a root file system with Debian's QEMU and ours.
+    """Returns the images of a nested host: the kernel, and a root file system with Debian's QEMU and ours.
 
     The root file system takes five minutes from nothing, one after a change.
 

@@ -14,7 +14,7 @@ BINARY = "qemu-system-x86_64"
 
 FLAVOUR = "tdx_e2e.flavour"
 PATCH_HASH = "tdx_e2e.patches"
-"""Words of the kernel command line by which the agent of a host that is already up knows its kernel."""
+"""Words of the kernel command line that identify the kernel of a host that is already up."""
 
 SHELL = "tdx_e2e.shell"
 """Word of the kernel command line: a root shell on the console, whose end powers the host off."""

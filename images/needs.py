@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has to be installed on the machine: the one list, for set-up and for each build.
+"""Packages that the machine needs: the one list, for set-up and for each build.
 
 Only the standard library: set-up runs on a bare python3.
 """
@@ -74,7 +74,7 @@ def package_of(command: str) -> str:
 
 
 def is_there(shown: str) -> bool:
-    """Whether a piece of evidence of :class:`Need` exists."""
+    """Return whether a piece of evidence of :class:`Need` exists."""
     return any(map(_exists, shown.split("|")))
 
 

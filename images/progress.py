@@ -59,7 +59,7 @@ class Reporter:
 
 class _Silent:
     def advance(self, amount: float = 1) -> None:
-        """Plain lines have no bar to move."""
+        """Do nothing: plain lines lack a bar."""
 
 
 class TerminalReporter(Reporter):

@@ -51,7 +51,7 @@ class Recipe(ABC):
     """An image that the cache may hold.
 
     :ivar kind: of the artefact.
-    :ivar label: tells artefacts of a kind apart, for a person.
+    :ivar label: distinguishes artefacts of a kind, for a person.
     :ivar what: the image's name in messages.
     :ivar tools: the commands that a build runs, as :data:`images.needs.NEEDS` has them.
     :ivar space: bytes that a build needs.
