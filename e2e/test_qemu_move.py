@@ -14,6 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from e2e.resets import MAY_CRASH, reset
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
@@ -230,13 +231,14 @@ def test_td_in_prelaunch_is_moved_and_begins_there(movable_tds: QemuTds) -> None
     td.console.wait_for("^ready, 1 vCPUs$", Deadline(10, "the payload"))
 
 
+@MAY_CRASH
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_system_reset_after_a_move_starts_it_anew(vcpus: int, hkids: Hkids, movable_tds: QemuTds) -> None:
     source = movable_tds.run(smp=str(vcpus))
     assert counts(source)[:2] == [1, 1]
     td = moved_once(movable_tds, source)
     before = td.console.position
-    td.execute("system_reset")
+    reset(td)
     td.console.wait_for(f"^ready, {vcpus} vCPUs$", Deadline(10, "the payload after a reset"), since=before)
     assert counts(td)[:2] == AFTER_RESET
     assert hkids.taken == 1

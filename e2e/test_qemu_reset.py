@@ -12,9 +12,9 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.findings import F1
+from e2e.resets import MAY_CRASH, reset
 from fixtures.cgroup import Cgroup
 from fixtures.findings import shows
-from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -24,21 +24,10 @@ from fixtures.qemu.errors import QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth
 
-pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), MAY_CRASH]
 
 CLOCK_UNIT = 25_000_000
 """Hz of which a TD's clock is a multiple (TD_PARAMS.TSC_FREQUENCY)."""
-
-
-def resets(td: QemuTd) -> int:
-    return sum(event["event"] == "RESET" for event in td.events)
-
-
-def reset(td: QemuTd) -> None:
-    """Reset the TD, and wait for QEMU's event."""
-    before = resets(td)
-    td.execute("system_reset")
-    td.await_event("RESET", which=lambda _: resets(td) > before)
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])

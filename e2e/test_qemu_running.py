@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 
+from e2e.resets import MAY_CRASH, reset
 from fixtures.deadline import Deadline
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
@@ -76,13 +77,13 @@ def test_cont_lets_a_td_in_prelaunch_go(qemu_td: QemuTd) -> None:
     qemu_td.console.wait_for("^ready, 1 vCPUs$", Deadline(10, "the payload"))
 
 
+@MAY_CRASH
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_system_reset_starts_it_anew(vcpus: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
     td = qemu_tds.run(smp=str(vcpus))
     assert counts(td)[:2] == [1, 1]
     before = td.console.position
-    td.execute("system_reset")
-    assert td.await_event("RESET")["data"] == {"guest": False, "reason": "host-qmp-system-reset"}
+    assert reset(td)["data"] == {"guest": False, "reason": "host-qmp-system-reset"}
     td.console.wait_for(f"^ready, {vcpus} vCPUs$", Deadline(10, "the payload after a reset"), since=before)
     assert counts(td)[:2] == AFTER_RESET
     assert hkids.taken == 1
