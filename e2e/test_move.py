@@ -146,7 +146,7 @@ def test_memory_is_accepted_and_converted_as_if_nothing_had_happened(
         built = move_from(built, to=destination_of(built, tdx_cleanup))
         heard.append(step(built))
     assert heard == wanted
-    # Two conversions, and what it read there.
+    # Two conversions, and the values read there.
     assert wanted[3] == "shared"
     assert wanted[6] == "private"
 

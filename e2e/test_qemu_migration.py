@@ -81,7 +81,7 @@ def test_cpr_transfer_is_refused_with_a_reason_and_it_goes_on(hkids: Hkids, qemu
     assert hkids.taken == 1
 
 
-# with a clock that QEMU takes for migratable
+# with a clock that QEMU considers migratable
 
 
 @pytest.mark.tdx_finding("Q6", qemu=("11.1",))

@@ -38,7 +38,7 @@ NEEDS = (
     Need("python3-venv", "tox's environments", ("python:venv", "python:ensurepip")),
     Need("qemu-system-x86", "the nested host", ("qemu-system-x86_64",)),
     Need("debian-archive-keyring", "signatures of packages", (f"{_KEYRING}.gpg|{_KEYRING}.pgp",)),
-    Need("gpgv", "signatures of packages", ("gpgv|sqv",)),  # Which of them apt runs, its package decides.
+    Need("gpgv", "signatures of packages", ("gpgv|sqv",)),  # Its package decides which of them apt runs.
     Need("mmdebstrap", "the root file system", ("mmdebstrap",)),
     Need("uidmap", "the root file system, without root", ("newuidmap",)),
     Need("fakeroot", "the root file system", ("fakeroot",)),
