@@ -21,7 +21,7 @@ from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.memory import Memory
-from fixtures.kvm.params import UNALTERED, InitVmParams, Overrides
+from fixtures.kvm.params import UNALTERED, InitVmParams, MemorySlot, Overrides
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
@@ -107,7 +107,7 @@ def test_wrong_region_is_refused_and_can_be_put_right(empty: EmptySlot, contract
 def test_slot_without_a_guest_memfd_is_refused(empty: EmptySlot, contract: Contract) -> None:
     td = empty.built.td
     with td.map_memory(PAGE_SIZE) as shared:
-        td.set_user_memory_region2(5, PLAIN_SLOT, PAGE_SIZE, shared=shared)
+        td.set_slot(MemorySlot(5, PLAIN_SLOT, PAGE_SIZE, shared.address))
         with refused(contract, Refusal.REGION_SLOT_WITHOUT_MEMFD):
             empty.add(Request(gpa=PLAIN_SLOT))
 
