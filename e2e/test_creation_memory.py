@@ -106,7 +106,7 @@ def test_wrong_region_is_refused_and_can_be_put_right(empty: EmptySlot, contract
 
 def test_slot_without_a_guest_memfd_is_refused(empty: EmptySlot, contract: Contract) -> None:
     td = empty.built.td
-    with td.map_memory(PAGE_SIZE) as shared:
+    with Memory.map(td.worker, PAGE_SIZE) as shared:
         td.set_slot(MemorySlot(5, PLAIN_SLOT, PAGE_SIZE, shared.address))
         with refused(contract, Refusal.REGION_SLOT_WITHOUT_MEMFD):
             empty.add(Request(gpa=PLAIN_SLOT))

@@ -25,6 +25,7 @@ from fixtures.kvm.build import HALT, Assembly, Region, Stage
 from fixtures.kvm.defaults import default_params, run_size
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 from fixtures.softseam.truth import Truth
 
@@ -159,7 +160,7 @@ def test_vcpu_statistics_fd_holds_it(td_with_vcpus: Assembly, hkids: Hkids) -> N
 def test_memory_and_irqfd_do_not_hold_it(td_finalized: Assembly, hkids: Hkids) -> None:
     td = td_finalized.td
     td.set_msi_routes({5: (0x40, 0)})
-    with td.irqfd(5), td.map_memory(abi.PAGE_SIZE) as shared:
+    with td.irqfd(5), Memory.map(td.worker, abi.PAGE_SIZE) as shared:
         td.set_slot(MemorySlot(9, 1 << 30, shared.size, shared.address))
         td_finalized.close()
         assert hkids.taken == -1
