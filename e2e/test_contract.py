@@ -27,7 +27,9 @@ from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.build import Region
+from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
+from fixtures.kvm.many import many_tds
 from fixtures.kvm.td import Td
 from images.kernel import flavours
 
@@ -62,6 +64,15 @@ def test_flavour_is_named_by_what_it_does(tdx_host: TdxHost, behaviour: Behaviou
     if flavour not in known:
         pytest.skip(f"no contract is declared for the kernel {flavour or 'of this host'}")
     assert str(behaviour.detection) == known[flavour].contract
+
+
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_contract_is_probed_with_one_free_hkid(kvm: Kvm, hkids: Hkids, prober: Prober) -> None:
+    """A machine of which others use the rest must not look like another kernel."""
+    before = prober.see_all()
+    many_tds(kvm, hkids.free - 1)
+    assert prober.see_all() == before
+    assert hkids.free == 1
 
 
 # vCPUs without an HKID
