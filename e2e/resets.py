@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``system_reset`` of a TD by QMP."""
+"""Resets of a TD, by QMP or by the guest; QEMU may crash in each (finding Q11)."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
+from fixtures.errors import DeadlineExceeded
 from fixtures.findings import shows
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.qemu.errors import QmpGone
 from fixtures.qemu.qmp import Event
 
 MAY_CRASH = pytest.mark.tdx_finding("Q11", qemu=("11.1",), race=True)
-"""For each test that uses :func:`reset`."""
+"""For each test that uses :func:`resetting`."""
 
 
 def resets(td: QemuTd) -> int:
@@ -27,10 +30,17 @@ def reset(td: QemuTd) -> Event:
     :raises QmpGone: QEMU ended.
     """
     before = resets(td)
+    td.execute("system_reset")
+    return td.await_event("RESET", which=lambda _: resets(td) > before)
+
+
+@contextmanager
+def resetting(td: QemuTd) -> Iterator[None]:
+    """A block in which the TD is reset, which it should outlive, and that waits until it is."""
     try:
-        td.execute("system_reset")
-        return td.await_event("RESET", which=lambda _: resets(td) > before)
-    except QmpGone:
-        with shows("Q11"):
+        yield
+    except (QmpGone, DeadlineExceeded):
+        # A QEMU that lives on has not crashed: the block's own error stands.
+        with suppress(DeadlineExceeded), shows("Q11"):
             assert td.wait() != -signal.SIGSEGV, "QEMU ended by SIGSEGV"
         raise

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from e2e.resets import MAY_CRASH, reset
+from e2e.resets import MAY_CRASH, reset, resetting
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
@@ -238,17 +238,20 @@ def test_system_reset_after_a_move_starts_it_anew(vcpus: int, hkids: Hkids, mova
     assert counts(source)[:2] == [1, 1]
     td = moved_once(movable_tds, source)
     before = td.console.position
-    reset(td)
+    with resetting(td):
+        reset(td)
     td.console.wait_for(f"^ready, {vcpus} vCPUs$", Deadline(10, "the payload after a reset"), since=before)
     assert counts(td)[:2] == AFTER_RESET
     assert hkids.taken == 1
 
 
+@MAY_CRASH
 def test_moves_after_a_reset(hkids: Hkids, movable_tds: QemuTds) -> None:
     """Moves the VM and the private memory of the reset, in place of those that QEMU began with."""
     source = movable_tds.run()
     assert counts(source) == [1, 1]
-    assert ask(source, "r") == "ready, 1 vCPUs"
+    with resetting(source):
+        assert ask(source, "r") == "ready, 1 vCPUs"
     td = moved_once(movable_tds, source)
     assert counts(td) == AFTER_RESET
     assert hkids.taken == 1

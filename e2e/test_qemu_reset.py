@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.findings import F1
-from e2e.resets import MAY_CRASH, reset
+from e2e.resets import MAY_CRASH, reset, resetting
 from fixtures.cgroup import Cgroup
 from fixtures.findings import shows
 from fixtures.guests.qemu_tds import QemuTds
@@ -24,17 +24,19 @@ from fixtures.qemu.errors import QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth
 
-pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), MAY_CRASH]
+pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 CLOCK_UNIT = 25_000_000
 """Hz of which a TD's clock is a multiple (TD_PARAMS.TSC_FREQUENCY)."""
 
 
+@MAY_CRASH
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_td_is_the_same_again(vcpus: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK, smp=str(vcpus))
     for _ in range(2):
-        reset(td)
+        with resetting(td):
+            reset(td)
         assert hkids.taken == 1
         assert td.status == "prelaunch"
         assert len(td.execute("query-cpus-fast")) == vcpus
@@ -42,24 +44,28 @@ def test_td_is_the_same_again(vcpus: int, hkids: Hkids, qemu_tds: QemuTds) -> No
     assert hkids.taken == 0
 
 
+@MAY_CRASH
 @pytest.mark.tdx_needs("ground-truth")
 def test_it_is_another_td_for_the_module_and_the_old_one_is_gone(qemu_tds: QemuTds, truth: Truth) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     (before,) = truth.tds()
-    reset(td)
+    with resetting(td):
+        reset(td)
     (after,) = truth.tds()
     assert after.op == before.op == "runnable"
     assert after.hkid != before.hkid
     assert (after.attributes, after.xfam, after.vcpus) == (before.attributes, before.xfam, before.vcpus)
 
 
+@MAY_CRASH
 @pytest.mark.tdx_finding("Q7", qemu=("11.1",))
 def test_never_has_two_hkids(
     tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, qemu_tds: QemuTds
 ) -> None:
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
     td = qemu_tds.start(worker, cpu=FIXED_CLOCK)
-    reset(td)
+    with resetting(td):
+        reset(td)
     assert tdx_cgroup.current == 1
     with shows("Q7"):
         assert tdx_cgroup.peak == 1
