@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import IO
 
 from images.errors import BuildError, CommandError
-from images.needs import is_there, package_of
+from images.needs import is_there, package_of, search_path
 
-_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _TERM_SECONDS = 10.0
 _KEPT_LINES = 400
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of tools: untranslated messages, and the sbin folders, which contain mke2fs."""
+    """The environment of tools: untranslated messages, and :func:`images.needs.search_path`."""
     env = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "LANGUAGE"}}
-    path = env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
-    env["PATH"] = ":".join([*path, *(folder for folder in _SYSTEM_FOLDERS if folder not in path)])
+    env["PATH"] = search_path()
     env["LC_ALL"] = "C.UTF-8"
     env.update(extra or {})
     return env

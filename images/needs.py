@@ -84,5 +84,10 @@ def _exists(item: str) -> bool:
         return importlib.util.find_spec(name) is not None
     if item.startswith("/"):
         return Path(item).exists()
-    path = ":".join((os.environ.get("PATH", ""), *_SYSTEM_FOLDERS))
-    return shutil.which(item, path=path) is not None
+    return shutil.which(item, path=search_path()) is not None
+
+
+def search_path() -> str:
+    """Return the PATH of tools: the user's, and the sbin folders, which contain mke2fs."""
+    path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
+    return ":".join([*path, *(folder for folder in _SYSTEM_FOLDERS if folder not in path)])

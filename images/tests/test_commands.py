@@ -109,6 +109,11 @@ def test_every_missing_tool_is_named_at_once(monkeypatch: pytest.MonkeyPatch) ->
     assert "install e2fsprogs flex" in caught.value.hint
 
 
+def test_tools_are_found_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PATH")
+    require_tools(["tar", "mke2fs"], "nothing")
+
+
 def test_tools_in_sbin_are_found_and_messages_are_untranslated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("MAKEFLAGS", "-n")
