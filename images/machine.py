@@ -71,7 +71,6 @@ class BootImages:
 class Machine:
     """A nested host.
 
-    :param accel: ``tcg`` or ``kvm``.
     :param binary: QEMU.
     :param extra_args: appended to QEMU's arguments.
     :param extra_cmdline: appended to the kernel command line.
@@ -79,7 +78,6 @@ class Machine:
 
     images: BootImages
     shape: Shape = Shape()
-    accel: str = "tcg"
     binary: str = BINARY
     extra_args: tuple[str, ...] = ()
     extra_cmdline: str = ""
@@ -145,7 +143,7 @@ def base_argv(machine: Machine) -> list[str]:
         "-no-reboot",
         "-action", "panic=none",
         "-machine", "q35,smm=off,vmport=off,i8042=off",
-        "-accel", "tcg,thread=multi" if machine.accel == "tcg" else machine.accel,
+        "-accel", "tcg,thread=multi",
         "-cpu", _CPU,
         "-smp", f"{shape.cpus},sockets={shape.sockets},cores={shape.cpus // shape.sockets},threads=1",
         "-m", f"{shape.memory_mib}M",
