@@ -11,9 +11,11 @@
  *   tdx_e2e.modules=/dev/vdb   disk with the kernel's modules; its file "autoload" says which to load
  *   tdx_e2e.shell              a root shell on the console, for a person; leaving it powers off
  *
- * QEMU fw_cfg files: opt/tdx-e2e/ssh_host_key, opt/tdx-e2e/authorized_keys.  Without them there is no sshd.
+ * sshd starts once both of its keys are there: at boot if QEMU has them as fw_cfg files
+ * (opt/tdx-e2e/ssh_host_key, opt/tdx-e2e/authorized_keys), or when process 1 gets USR1 after the agent has
+ * written them (HOST_KEY, AUTHORIZED), so that a saved state of this machine contains no key.
  *
- * Signals to process 1: USR2 powers off, TERM reboots.
+ * Other signals to process 1: USR2 powers off, TERM reboots.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -343,6 +345,18 @@ static void start(struct service *service, int listening, int ready)
 	_exit(127);
 }
 
+static void start_sshd(void)
+{
+	if (services[SSHD].wanted)
+		return;
+	if (access(HOST_KEY, F_OK) || access(AUTHORIZED, F_OK)) {
+		say("no sshd: its keys are not there");
+		return;
+	}
+	services[SSHD].wanted = true;
+	start(&services[SSHD], -1, -1);
+}
+
 /*
  * listening: where the bootstrap writes a byte when it has its port, or closes its end when there is none.
  * ready: closed when the host is ready for an agent.
@@ -431,6 +445,8 @@ static void serve(const sigset_t *signals)
 		struct timespec wait = { wait_ms / 1000, wait_ms % 1000 * 1000000 };
 		int number = wait_ms < 0 ? sigwaitinfo(signals, NULL) : sigtimedwait(signals, NULL, &wait);
 
+		if (number == SIGUSR1)
+			start_sshd();
 		if (number == SIGUSR2)
 			end(RB_POWER_OFF);
 		if (number == SIGTERM || number == SIGINT)
@@ -447,6 +463,7 @@ int main(void)
 
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGCHLD);
+	sigaddset(&signals, SIGUSR1);
 	sigaddset(&signals, SIGUSR2);
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGINT);
@@ -468,10 +485,8 @@ int main(void)
 	enable_controllers();
 	set_up_network();
 	load_modules();
-	if (copy_secret("ssh_host_key", HOST_KEY) && copy_secret("authorized_keys", AUTHORIZED)) {
-		services[SSHD].wanted = true;
-		start(&services[SSHD], -1, -1);
-	}
+	if (copy_secret("ssh_host_key", HOST_KEY) && copy_secret("authorized_keys", AUTHORIZED))
+		start_sshd();
 	wait_for_agent(listening);
 	if (!services[AGENT].pid || access("/dev/virtio-ports/tdx-e2e.agent", F_OK))
 		services[AGENT].wanted = false;
