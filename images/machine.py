@@ -99,6 +99,10 @@ def kernel_command_line(machine: Machine) -> str:
     The end of every VM waits for callbacks of RCU (``rcu_barrier`` in ``kvm_mmu_uninit_tdp_mmu``,
     arch/x86/kvm/mmu/tdp_mmu.c), mostly until RCU next checks whether the other CPUs are idle.  With
     ``jiffies_till_first_fqs=0`` it checks at once: 16 to 20 ms for a TD's life instead of 28.
+
+    With ``norandmaps`` a program's second start is executed from TCG's buffer.  TCG keeps its translations by
+    virtual address: with random ones each start is translated again, which takes half of a QEMU's start on
+    the host, and 17 MiB of this machine's memory for each.
     """
     images, shape = machine.images, machine.shape
     words = [
@@ -113,6 +117,7 @@ def kernel_command_line(machine: Machine) -> str:
         "nosoftlockup",
         "rcutree.jiffies_till_first_fqs=0",
         "rcutree.jiffies_till_next_fqs=1",
+        "norandmaps",
         f"softseam.keyids={shape.keyids}",
         f"softseam.max_vcpus={shape.max_vcpus}",
     ]
