@@ -80,7 +80,8 @@ def _add_source_options(command: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--kernel-version",
         metavar="V",
-        help="of Debian's kernel source: 7.3, 7.3.4 or a whole Debian version",
+        help="of Debian's kernel source: 7.3, 7.3.4 or a whole Debian version (default: "
+        "$TDX_E2E_KERNEL_VERSION, as for the tests, or 7.3)",
     )
     command.add_argument(
         "--qemu-tree",
@@ -95,16 +96,22 @@ def _add_source_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def flavours_of_run(given: list[str] | None) -> list[str]:
-    """The flavours of the command line, or else those of a run of the tests."""
-    return given or shlex.split(os.environ.get("TDX_E2E_FLAVOUR", "")) or list(flavours.OF_A_RUN)
+def choose_as_a_run(arguments: argparse.Namespace) -> None:
+    """Complete the choice of a kernel as a run of the tests does, by its variables."""
+    if arguments.kernel_tree is None:
+        arguments.kernel_version = arguments.kernel_version or os.environ.get("TDX_E2E_KERNEL_VERSION")
+    arguments.flavour = (
+        arguments.flavour
+        or shlex.split(os.environ.get("TDX_E2E_FLAVOUR", ""))
+        or list(flavours.of_a_run(arguments.kernel_version))
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = parser().parse_args(argv)
     if hasattr(arguments, "flavour"):
-        arguments.flavour = flavours_of_run(arguments.flavour)
+        choose_as_a_run(arguments)
     try:
         if arguments.command == "setup-host":
             from images.hostsetup import set_up

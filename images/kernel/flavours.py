@@ -15,6 +15,14 @@ OF_A_RUN = (DEFAULT, "proposed")
 """The flavours of a run that names none: Linux as it is, and what only our series offer."""
 
 
+def of_a_run(version: str | None) -> tuple[str, ...]:
+    """The flavours of a run that names none.
+
+    :param version: of Linux, if it names one: our series need not apply to it.
+    """
+    return (DEFAULT,) if version else OF_A_RUN
+
+
 @dataclass(frozen=True)
 class Flavour:
     """A kernel to build.

@@ -215,10 +215,18 @@ def test_importing_the_api_is_cheap() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_flavour_is_the_one_that_the_environment_names_for_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_is_the_one_that_the_environment_names_for_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(*words: str) -> tuple[list[str], str | None]:
+        arguments = entry.parser().parse_args(["build", *words])
+        entry.choose_as_a_run(arguments)
+        return arguments.flavour, arguments.kernel_version
+
     monkeypatch.setenv("TDX_E2E_FLAVOUR", "proposed v9")
-    assert entry.flavours_of_run(None) == ["proposed", "v9"]
-    given = entry.parser().parse_args(["build", "--flavour", "fixed", "--flavour", "v10"]).flavour
-    assert entry.flavours_of_run(given) == ["fixed", "v10"]
+    assert chosen() == (["proposed", "v9"], None)
+    assert chosen("--flavour", "fixed", "--flavour", "v10") == (["fixed", "v10"], None)
     monkeypatch.setenv("TDX_E2E_FLAVOUR", "")
-    assert entry.flavours_of_run(None) == ["upstream", "proposed"]
+    assert chosen() == (["upstream", "proposed"], None)
+    monkeypatch.setenv("TDX_E2E_KERNEL_VERSION", "7.2")
+    assert chosen() == (["upstream"], "7.2")
+    assert chosen("--kernel-version", "7.3") == (["upstream"], "7.3")
+    assert chosen("--kernel-tree", "/src/linux") == (["upstream", "proposed"], None)
