@@ -144,8 +144,8 @@ class Cache:
             try:
                 held.enter_context(_locked(path, wait=False))
             except BlockingIOError:
-                reporter.note(f"another process is building {name}; waiting for it to finish")
-                held.enter_context(_locked(path))
+                with reporter.step(f"waiting for another process that builds {name}"):
+                    held.enter_context(_locked(path))
             yield
 
     @contextlib.contextmanager

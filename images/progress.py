@@ -62,6 +62,13 @@ class _Silent:
         """Do nothing: plain lines lack a bar."""
 
 
+class Silent(Reporter):
+    """Prints nothing, and keeps the timings."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
 class TerminalReporter(Reporter):
     """Bars that move while a step runs, one finished line a step after it."""
 

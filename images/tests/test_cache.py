@@ -153,7 +153,7 @@ def test_a_second_builder_waits_and_says_so(cache: Cache, report: Reporter, said
 
     with cache.lock("kernel", Releasing(said)):
         assert first.returncode == 0
-    assert "another process is building kernel" in said.getvalue()
+    assert "waiting for another process that builds kernel ..." in said.getvalue()
 
 
 def test_a_free_lock_is_taken_without_a_word(cache: Cache, report: Reporter, said: io.StringIO) -> None:
