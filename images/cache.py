@@ -137,16 +137,21 @@ class Cache:
         return found
 
     @contextlib.contextmanager
-    def lock(self, name: str, reporter: Reporter) -> Iterator[None]:
-        """Hold the lock ``name``; if another process holds it, print that and wait."""
+    def lock(self, name: str, reporter: Reporter) -> Iterator[bool]:
+        """Hold the lock ``name``; if another process holds it, print that and wait.
+
+        :returns: whether it had to wait.
+        """
         path = self._lock_file(name)
+        waited = False
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(_locked(path, wait=False))
             except BlockingIOError:
+                waited = True
                 with reporter.step(f"waiting for another process that builds {name}"):
                     held.enter_context(_locked(path))
-            yield
+            yield waited
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:

@@ -48,9 +48,11 @@ def walk(folder: Path, is_output: Callable[[str], bool], below: str = "") -> lis
 def fingerprints(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     """Path → size, times and mode of those of ``paths`` that are files."""
     found = {}
+    # Not by Path.lstat(), which takes a second for a kernel's files.
+    above = f"{folder}/"
     for path in paths:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = (folder / path).lstat()
+            status = os.lstat(above + path)
             if not stat.S_ISDIR(status.st_mode):
                 times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
                 found[path] = f"{status.st_size} {times} {status.st_mode:o}"

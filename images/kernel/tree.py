@@ -205,6 +205,8 @@ class UserTree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
+        self._seen: dict[str, str] | None = None
+        """The files of the last :meth:`identity`, so that a build looks at a tree once: half a second."""
         if not (self.folder / "arch/x86/kvm").is_dir() or not (self.folder / "Kbuild").is_file():
             raise BuildError(
                 f"{folder} is not a Linux kernel tree",
@@ -212,7 +214,8 @@ class UserTree:
             )
 
     def identity(self) -> dict[str, object]:
-        return trees.identity(self.folder, self.files())
+        self._seen = self.files()
+        return trees.identity(self.folder, self._seen)
 
     def kept_folder(self, cache: Cache) -> Path:
         key = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
@@ -222,7 +225,7 @@ class UserTree:
         work.cache.require_space(source.UNPACKED_BYTES + OUT_BYTES, "the copy of the kernel tree")
         tree.folder.mkdir(parents=True, exist_ok=True)
         with work.reporter.step(f"kernel: copying what changed in {self.folder}"):
-            moved = self.copy_to(tree)
+            moved = self.copy_to(tree, self._seen)
             work.log.note(f"{moved} files differed from the copy")
         return self
 
@@ -231,7 +234,7 @@ class UserTree:
         return file.read_bytes() if file.is_file() else None
 
     def guarded(self) -> dict[str, str]:
-        sources = self.files()
+        sources = self._seen or self.files()
         return {
             path: hash_ for path, hash_ in unchanged.guarded_files(self.folder).items() if path in sources
         }
@@ -251,8 +254,10 @@ class UserTree:
             self.folder, filter(needed.is_needed, trees.listed(self.folder, _is_output))
         )
 
-    def copy_to(self, tree: KeptTree) -> int:
+    def copy_to(self, tree: KeptTree, now: dict[str, str] | None = None) -> int:
         """Bring a kept tree up to date; returns the number of files that were copied or removed.
+
+        :param now: its :meth:`files`, as they are at this moment by default.
 
         Copies get the present time, so that make sees a file that was replaced by an older one.  The
         list of copies is written last: after an interrupted copy, its files are copied again.
@@ -262,7 +267,7 @@ class UserTree:
             before: dict[str, str] = json.loads(listing.read_text())
         except FileNotFoundError:
             before = {}
-        now = self.files()
+        now = self.files() if now is None else now
         ours = tree.changed_paths()
         moved = 0
         for path in sorted(set(before) - set(now)):

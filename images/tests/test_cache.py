@@ -151,14 +151,14 @@ def test_a_second_builder_waits_and_says_so(cache: Cache, report: Reporter, said
             report.note(text)
             _release(first)
 
-    with cache.lock("kernel", Releasing(said)):
-        assert first.returncode == 0
+    with cache.lock("kernel", Releasing(said)) as waited:
+        assert (waited, first.returncode) == (True, 0)
     assert "waiting for another process that builds kernel ..." in said.getvalue()
 
 
 def test_a_free_lock_is_taken_without_a_word(cache: Cache, report: Reporter, said: io.StringIO) -> None:
-    with cache.lock("kernel", report):
-        pass
+    with cache.lock("kernel", report) as waited:
+        assert not waited
     assert said.getvalue() == ""
 
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import io
 import re
+import threading
+from types import SimpleNamespace
 
 import pytest
 
-from images.progress import Reporter, TerminalReporter, reporter
+from images import progress
+from images.progress import Reporter, Silent, TerminalReporter, reporter
 
 
 class _Terminal(io.StringIO):
@@ -34,6 +37,37 @@ def test_a_step_that_fails_is_not_timed(report: Reporter, said: io.StringIO) -> 
         _break(report)
     assert report.timings == []
     assert said.getvalue() == "x ...\n"
+
+
+def test_an_image_that_another_needs_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Silent()
+    clock = iter([0.0, 1.0, 1.0, 4.0, 5.0, 6.0, 7.5, 9.0, 20.0, 22.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with report.image("rootfs"):  # 0 to 9
+        with report.image("qemu"), report.image("buildroot"):  # 1 to 5; 1 to 4
+            pass
+        with report.image("kernel"):  # 6 to 7.5
+            pass
+    assert report.spent == {"buildroot": 3.0, "qemu": 1.0, "kernel": 1.5, "rootfs": 3.5}
+    with report.image("kernel"):
+        pass
+    assert report.spent["kernel"] == 3.5
+
+
+def test_images_that_threads_make_at_once_count_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Silent()
+    clock = iter([0.0, 1.0, 3.0, 4.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    def other() -> None:
+        with report.image("qemu"):
+            pass
+
+    thread = threading.Thread(target=other)
+    with report.image("kernel"):
+        thread.start()
+        thread.join()
+    assert report.spent == {"kernel": 4.0, "qemu": 2.0}
 
 
 def test_bars_only_on_a_terminal() -> None:

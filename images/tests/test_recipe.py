@@ -67,15 +67,48 @@ def test_an_image_that_another_process_made_meanwhile_is_taken(
     lock = Cache.lock
 
     @contextlib.contextmanager
-    def waiting(cache: Cache, name: str, reporter: Reporter) -> Iterator[None]:
+    def waiting(cache: Cache, name: str, reporter: Reporter) -> Iterator[bool]:
         monkeypatch.setattr(Cache, "lock", lock)
         theirs.ensure(cache, reporter)
-        with lock(cache, name, reporter):
-            yield
+        with lock(cache, name, reporter) as waited:
+            yield waited
 
     monkeypatch.setattr(Cache, "lock", waiting)
     assert ours.ensure(cache, report) == theirs.find(cache)
     assert (ours.made, theirs.made) == (0, 1)
+
+
+def test_inputs_are_read_again_after_a_wait_and_only_then(
+    cache: Cache, report: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    class Watched(Tea):
+        def inputs(self) -> dict[str, object]:
+            looks.append(self.leaves)
+            return super().inputs()
+
+    Watched().ensure(cache, report)
+    assert looks == ["sencha"]
+
+    @contextlib.contextmanager
+    def waiting(cache: Cache, name: str, reporter: Reporter) -> Iterator[bool]:
+        tea.leaves = "assam"
+        yield True
+
+    monkeypatch.setattr(Cache, "lock", waiting)
+    tea = Watched("oolong")
+    found = tea.ensure(cache, report)
+    assert looks == ["sencha", "oolong", "assam"]
+    assert found == Tea("assam").find(cache)
+    assert found.manifest()["inputs"] == {"leaves": "assam"}
+
+
+def test_time_is_reported_by_kind_for_an_image_that_is_found_too(cache: Cache, report: Reporter) -> None:
+    Tea().ensure(cache, report)
+    made = report.spent["tea"]
+    Tea().ensure(cache, report)
+    assert 0 < made < report.spent["tea"]
 
 
 @pytest.mark.parametrize(

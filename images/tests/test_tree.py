@@ -4,15 +4,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from images.cache import digest_files
+from images import trees
+from images.cache import Cache, digest_files
 from images.errors import BuildError
 from images.kernel import tree as tree_module
 from images.kernel.tree import KeptTree, PackageBase, UserTree
 from images.patching import Changes
+from images.progress import Reporter
+from images.recipe import work_on
 
 _FILES = {
     "Kbuild": "obj-y += x\n",
@@ -157,6 +161,32 @@ def test_only_what_the_user_changed_is_copied_again(user: UserTree, tmp_path: Pa
     assert _contents(tree.src) == _contents(user.folder)
 
 
+def test_a_build_looks_at_the_users_tree_once(
+    user: UserTree, tmp_path: Path, cache: Cache, report: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    listed = trees.listed
+
+    def counted(folder: Path, is_output: Callable[[str], bool]) -> list[str]:
+        looks.append(folder)
+        return listed(folder, is_output)
+
+    monkeypatch.setattr(trees, "listed", counted)
+    tree = KeptTree(tmp_path / "kept")
+    with work_on(cache, report, None, "kernel") as work:
+        first = user.identity()
+        base = user.bring(tree, work)
+        assert set(base.guarded()) == {"arch/x86/kvm/vmx.c"}
+        assert looks == [user.folder]
+        (user.folder / "arch/x86/kvm/vmx.c").write_text("int other;\n")
+        (user.folder / "arch/x86/kvm/new.c").write_text("int n;\n")
+        assert user.identity() != first
+        user.bring(tree, work)
+        assert set(base.guarded()) == {"arch/x86/kvm/vmx.c", "arch/x86/kvm/new.c"}
+    assert looks == [user.folder] * 2
+    assert _contents(tree.src) == _contents(user.folder)
+
+
 def test_a_copy_that_was_interrupted_is_completed(
     user: UserTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +237,14 @@ def test_in_a_git_tree_git_says_what_is_a_source(user: UserTree) -> None:
     (user.folder / "untracked.c").write_text("new")
     (user.folder / "Kbuild").unlink()
     assert set(user.files()) == {*(set(_FILES) - {"Kbuild"}), ".gitignore", "untracked.c"}
+
+
+def test_a_symbolic_link_is_a_source_wherever_it_leads(user: UserTree) -> None:
+    (user.folder / "link").symlink_to("nowhere")
+    before = user.files()
+    assert set(before) == {*_FILES, "link"}
+    (user.folder / "nowhere").touch()
+    assert user.files()["link"] == before["link"]
 
 
 def test_what_no_build_for_x86_reads_is_not_copied(user: UserTree) -> None:
