@@ -11,8 +11,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from images import apt
-from images.chroot import NAMESPACES
+from images import apt, isolation
 from images.commands import Log, run
 from images.errors import CommandError
 from images.recipe import Recipe, Work
@@ -76,12 +75,14 @@ class DebianTar(Recipe):
             return {"packages": installed(status.read().decode())}
 
     def _install(self, tar: Path, scratch: Path, mirror: str, log: Log) -> None:
-        as_root = os.geteuid() == 0
+        as_root, way = os.geteuid() == 0, isolation.here()
         argv: list[str | Path] = []
         if as_root:
             # They take what mmdebstrap mounts and starts with them, also after a SIGKILL.
-            argv += [*NAMESPACES, "--mount-proc", "--"]
+            argv += [*way.front]
         argv += ["mmdebstrap", f"--mode={'root' if as_root else 'unshare'}", *self.options]
+        if not way.mounts:
+            argv.append("--skip=chroot/mount")
         argv += [f"--keyring={apt.keyring()}", SUITE, tar]
         argv.append(f"deb {mirror} {SUITE} main")
         # A mirror that was not updated for some weeks will do: signatures are checked all the same.
@@ -90,7 +91,7 @@ class DebianTar(Recipe):
         # Without root mmdebstrap works as other users of ours, who may not enter a private home.
         env["TMPDIR"] = str(scratch) if as_root else "/var/tmp"
         # mmdebstrap goes on with its step after a SIGTERM; nobody waits for that when we are dead.
-        death = "KILL" if as_root else "TERM"
+        death = way.death if as_root else "TERM"
         try:
             run(argv, log=log, env=env, what="mmdebstrap failed", hint=_hint(as_root), death=death)
         except CommandError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from images import chroot, commands
+from images import chroot, commands, isolation
 from images.commands import Log
 
 
@@ -20,11 +20,11 @@ def test_without_root_the_user_is_made_root_in_a_namespace(
     def run(argv: list[str | Path], **options: object) -> list[str]:
         ran.append([str(word) for word in argv])
         assert options["death"] == "KILL"
-        assert bool(options["hint"]) is bool(uid)
         return ["printed"]
 
     monkeypatch.setattr(commands, "run", run)
-    monkeypatch.setattr("images.chroot.os.geteuid", lambda: uid)
+    way = isolation.OF_USER if uid else isolation.OF_ROOT
+    monkeypatch.setattr("images.isolation.here", lambda: way)
     said = chroot.run(
         tmp_path, ["ninja", "-v"], log=log, what="x", cwd="/build", env={"A": "b", "HOME": "/h"}
     )
