@@ -135,7 +135,11 @@ def escape(value: object) -> str:
 
 
 def base_argv(machine: Machine) -> list[str]:
-    """QEMU's arguments for the machine, without what its console and agent port are connected to."""
+    """QEMU's arguments for the machine, without what its console and agent port are connected to.
+
+    ``tb-size`` in MiB bounds TCG's translations, which would take up to 1 GiB in a long session; a run of the
+    suite needs less than 200.
+    """
     images, shape = machine.images, machine.shape
     disks = _disk(images.rootfs, "rootfs")
     if images.modules is not None:
@@ -148,7 +152,7 @@ def base_argv(machine: Machine) -> list[str]:
         "-no-reboot",
         "-action", "panic=none",
         "-machine", "q35,smm=off,vmport=off,i8042=off",
-        "-accel", "tcg,thread=multi",
+        "-accel", "tcg,thread=multi,tb-size=512",
         "-cpu", _CPU,
         "-smp", f"{shape.cpus},sockets={shape.sockets},cores={shape.cpus // shape.sockets},threads=1",
         "-m", f"{shape.memory_mib}M",
