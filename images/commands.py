@@ -6,12 +6,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import resource
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,7 @@ from images.needs import is_there, package_of, search_path
 
 _TERM_SECONDS = 10.0
 _KEPT_LINES = 400
+_BEHIND = ("chrt", "--idle", "0")
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -74,6 +76,88 @@ class Log:
         self.close()
 
 
+class Crew:
+    """The tools that some threads run, which another thread may end; see :func:`working_in`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._working: dict[subprocess.Popen[bytes], int] = {}
+        self._dismissed = False
+        self.hurried = False
+        """True while somebody waits: nobody works behind others then."""
+
+    def dismiss(self) -> None:
+        """End all tools, and each that is started from now on; their threads get a :class:`CommandError`."""
+        with self._lock:
+            self._dismissed = True
+            for process, death in self._working.items():
+                _kill_group(process, death)
+
+    @contextlib.contextmanager
+    def hurry(self) -> Iterator[None]:
+        """Have the tools compete for CPU time like all others, also those that were started to work behind.
+
+        The latter stay behind unless we have CAP_SYS_NICE: on a busy machine only that makes a difference.
+        """
+        with self._lock:
+            self.hurried = True
+            for process in self._working:
+                for member in _session_of(process):
+                    with contextlib.suppress(OSError):
+                        os.sched_setscheduler(member, os.SCHED_OTHER, os.sched_param(0))
+        try:
+            yield
+        finally:
+            self.hurried = False
+
+    @contextlib.contextmanager
+    def at_work(self, process: subprocess.Popen[bytes], death: int) -> Iterator[None]:
+        """Count a process among the tools during a block.
+
+        :param death: the signal that ends it and its children.
+        """
+        with self._lock:
+            self._working[process] = death
+            if self._dismissed:
+                _kill_group(process, death)
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._working[process]
+
+
+_CREW: ContextVar[tuple[Crew, bool] | None] = ContextVar("crew", default=None)
+
+
+@contextlib.contextmanager
+def working_in(crew: Crew, *, behind: bool = False) -> Iterator[None]:
+    """Have the tools that this thread runs in the block belong to a crew.
+
+    :param behind: they get the CPU time that nobody else wants.
+    """
+    token = _CREW.set((crew, behind))
+    try:
+        yield
+    finally:
+        _CREW.reset(token)
+
+
+def _session_of(process: subprocess.Popen[bytes]) -> Iterator[int]:
+    """The process and its children, unless they have left its session."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # After the command, which may contain anything: state, parent, group, session.
+            if int(status.read_text().rpartition(")")[2].split()[3]) == process.pid:
+                yield int(status.parent.name)
+
+
+def _step_behind(process: subprocess.Popen[bytes]) -> None:
+    # Where Linux schedules by session first, chrt compares a process only with others of its session.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process.pid}/autogroup").write_text("19")
+
+
 @contextlib.contextmanager
 def child(
     argv: Sequence[str | Path],
@@ -92,10 +176,12 @@ def child(
     :param death: that signal: TERM for a process that ends its children on it, as make does.
     """
     words = [str(word) for word in argv]
+    crew, behind = _CREW.get() or (None, False)
+    behind = behind and crew is not None and not crew.hurried
     log.write(f"+ {f'cd {shlex.quote(str(cwd))} && ' if cwd else ''}{shlex.join(words)}\n")
     try:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", death, "--", *words],
+            [*(_BEHIND if behind else ()), "setpriv", "--pdeathsig", death, "--", *words],
             cwd=cwd,
             env=environment(env),
             stdin=stdin,
@@ -109,8 +195,11 @@ def child(
             hint="run `python3 -m images setup-host`",
             log=log.path,
         ) from error
+    if behind:
+        _step_behind(process)
     try:
-        yield process
+        with crew.at_work(process, signal.Signals[f"SIG{death}"]) if crew else contextlib.nullcontext():
+            yield process
     finally:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
@@ -120,10 +209,14 @@ def child(
             _end_group(process)
 
 
+def _kill_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+        _kill_group(process, number)
         try:
             process.wait(timeout=_TERM_SECONDS)
         except subprocess.TimeoutExpired:
@@ -156,7 +249,7 @@ def run(
         stdin: int | IO[bytes] = subprocess.DEVNULL
         if input_file is not None:
             stdin = stack.enter_context(input_file.open("rb"))
-        started, used = time.monotonic(), _cpu_seconds()
+        started = time.monotonic()
         process = stack.enter_context(child(argv, log=log, cwd=cwd, env=env, stdin=stdin, death=death))
         assert process.stdout is not None
         for raw in process.stdout:
@@ -165,18 +258,19 @@ def run(
             kept.append(line)
             if on_line is not None:
                 on_line(line)
-        status = process.wait()
-        took = f"{time.monotonic() - started:.1f} s, {_cpu_seconds() - used:.1f} s of CPU"
+        status, used = _wait(process)
+        took = f"{time.monotonic() - started:.1f} s, {used:.1f} s of CPU"
         log.note(f"exit {status} after {took}")
     if status:
         raise failure(what, status, tuple(kept), hint=hint, log=log.path)
     return list(kept)
 
 
-def _cpu_seconds() -> float:
-    """CPU time of all children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Wait for the end; returns the exit status, and the CPU time of the process and its children."""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_utime + used.ru_stime
 
 
 def failure(

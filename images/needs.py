@@ -61,7 +61,7 @@ NEEDS = (
     Need("tar", "the kernel's source, the root file system", ("tar",)),
     Need("coreutils", "the root in which QEMU is built", ("chroot",)),
     Need("mount", "the root in which QEMU is built", ("mount",)),
-    Need("util-linux", "processes that end with the build", ("setpriv", "unshare")),
+    Need("util-linux", "processes that end with the build", ("setpriv", "unshare", "chrt")),
     Need("apt", "the sources of kernel and QEMU", ("apt-get",)),
     Need("dpkg", "the sources of kernel and QEMU", ("dpkg", "dpkg-deb")),
 )

@@ -91,6 +91,25 @@ class Silent(Reporter):
         """Do nothing."""
 
 
+class Share(Reporter):
+    """Shows on another reporter, and keeps the timings of its own steps only."""
+
+    def __init__(self, on: Reporter) -> None:
+        super().__init__()
+        self._on = on
+
+    def note(self, text: str) -> None:
+        self._on.note(text)
+
+    @contextlib.contextmanager
+    def _show(self, title: str, total: float | None) -> Iterator[Step]:
+        with self._on._show(title, total) as step:
+            yield step
+
+    def _ended(self, title: str, seconds: float) -> None:
+        self._on._ended(title, seconds)
+
+
 class TerminalReporter(Reporter):
     """Bars that move while a step runs, one finished line a step after it."""
 

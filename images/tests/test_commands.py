@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from images.commands import Log, child, environment, require_tools, run
+from images.commands import Crew, Log, child, environment, require_tools, run, working_in
 from images.errors import BuildError, CommandError
 
 
@@ -121,3 +121,54 @@ def test_tools_in_sbin_are_found_and_messages_are_untranslated(monkeypatch: pyte
     assert "/usr/sbin" in env["PATH"].split(":")
     assert (env["LC_ALL"], env["EXTRA"]) == ("C.UTF-8", "1")
     assert "MAKEFLAGS" not in env
+
+
+def _policy(log: Log) -> str:
+    return run(["sh", "-c", "chrt -p $$"], log=log, what="x")[0].rpartition(" ")[2]
+
+
+def test_tools_that_work_behind_others_get_idle_time_only(log: Log) -> None:
+    with working_in(Crew(), behind=True):
+        assert _policy(log) == "SCHED_IDLE"
+    with working_in(Crew()):
+        assert _policy(log) == "SCHED_OTHER"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_NICE")
+def test_tools_that_somebody_waits_for_do_not_stay_behind(log: Log) -> None:
+    crew, waiting = Crew(), contextlib.ExitStack()
+    wait = "until chrt -p $$ | grep SCHED_OTHER; do :; done"
+
+    def begin_to_wait(line: str) -> None:
+        if line == "begun":
+            waiting.enter_context(crew.hurry())
+
+    with working_in(crew, behind=True), waiting:
+        run(
+            ["sh", "-c", f"sh -c '{wait}' & echo begun; {wait}; wait"],
+            log=log,
+            what="x",
+            on_line=begin_to_wait,
+        )
+        assert _policy(log) == "SCHED_OTHER"
+    with working_in(crew, behind=True):
+        assert _policy(log) == "SCHED_IDLE"
+
+
+def test_dismissed_crew_ends_its_tools_and_begins_none(log: Log) -> None:
+    crew = Crew()
+    with working_in(crew):
+        with pytest.raises(CommandError, match="SIGTERM"):
+            run(["sh", "-c", "echo; exec sleep 600"], log=log, what="x", on_line=lambda _: crew.dismiss())
+        with pytest.raises(CommandError, match="SIGKILL"):
+            run(["sleep", "600"], log=log, what="x", death="KILL")
+    assert run(["echo", "others work on"], log=log, what="x") == ["others work on"]
+
+
+def test_cpu_time_in_the_log_is_the_tools_own(log: Log) -> None:
+    def let_another_work(_: str) -> None:
+        busy = "import time\nwhile time.process_time() < 0.5: pass"
+        subprocess.run([sys.executable, "-c", busy], check=True)
+
+    run(["echo"], log=log, what="x", on_line=let_another_work)
+    assert ", 0.0 s of CPU\n" in log.path.read_text()
