@@ -62,34 +62,44 @@ def ensure_kernel(
     )
 
 
-def boot_images(
-    flavour: str = "upstream",
-    kernel_tree: Path | None = None,
-    qemu_tree: Path | None = None,
+def ensure_rootfs(
+    *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
+) -> Path:
+    """Returns the image of the root file system, built when missing: a minute from nothing.
+
+    :raises BuildError: see the module.  The parameters are those of :func:`ensure_kernel`.
+    """
+    from images.rootfs.build import IMAGE, ROOTFS
+
+    return ROOTFS.ensure(cache or Cache(), report or reporter(), mirror=mirror).path / IMAGE
+
+
+def ensure_qemu(
+    tree: Path | None = None,
     *,
-    version: str | None = None,
     mirror: str | None = None,
     cache: Cache | None = None,
     report: Reporter | None = None,
-) -> BootImages:
-    """Returns the images of a nested host: the kernel, and a root file system with Debian's QEMU and ours.
+) -> Path:
+    """Returns the image of a disk with the QEMU that moves TDs, built when missing: three minutes.
 
-    The root file system takes five minutes from nothing, one after a change.
-
-    :param qemu_tree: a user's QEMU instead of upstream's with our patches; it is not modified.
+    :param tree: a user's QEMU instead of upstream's with our patches; it is not modified.
     :raises BuildError: see the module.  The other parameters are those of :func:`ensure_kernel`.
     """
-    from images.rootfs import build
+    from images.qemu import build
 
-    cache, report = cache or Cache(), report or reporter()
-    kernel = ensure_kernel(flavour, kernel_tree, version=version, mirror=mirror, cache=cache, report=report)
-    rootfs = build.ensure(cache, report, qemu_tree=qemu_tree, mirror=mirror)
+    return build.ensure(cache or Cache(), report or reporter(), tree=tree, mirror=mirror).path / build.IMAGE
+
+
+def boot_images(kernel: KernelImage, rootfs: Path, qemu: Path | None = None) -> BootImages:
+    """Returns the files that a nested host boots."""
     return BootImages(
         kernel=kernel.bzimage,
         modules=kernel.modules_image,
-        rootfs=rootfs.path / build.IMAGE,
+        rootfs=rootfs,
         flavour=kernel.flavour,
         patch_hash=kernel.patch_hash,
+        qemu=qemu,
     )
 
 

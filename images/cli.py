@@ -16,8 +16,8 @@ from images.payloads import build as payloads_build
 from images.progress import Reporter, reporter
 from images.qemu import build as qemu_build
 from images.qemu import debian as buildroot
-from images.rootfs import build as rootfs_build
 from images.rootfs import debian
+from images.rootfs.build import ROOTFS
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
     builders: list[tuple[str, Callable[[], Artefact]]] = [
         ("payloads", lambda: payloads_build.ensure(cache, report)),
         ("qemu", lambda: qemu_build.ensure(cache, report, tree=tree, mirror=mirror, refresh=refresh)),
-        ("rootfs", lambda: rootfs_build.ensure(cache, report, qemu_tree=tree, mirror=mirror)),
+        ("rootfs", lambda: ROOTFS.ensure(cache, report, mirror=mirror)),
     ]
     for kernel in kernels:
         ensure_kernel = functools.partial(kernel_build.ensure, cache, kernel, report)
@@ -64,7 +64,7 @@ def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
 
 def current(cache: Cache) -> set[str]:
     """Names of the artefacts that the present sources make, in every flavour."""
-    found = [debian.DEBIAN.find(cache), rootfs_build.find(cache), payloads_build.find(cache)]
+    found = [debian.DEBIAN.find(cache), ROOTFS.find(cache), payloads_build.find(cache)]
     found += [buildroot.DEBIAN.find(cache), qemu_build.find(cache)]
     found += [kernel_build.find(cache, kernel_build.Request(name)) for name in flavours.load()]
     return {artefact.path.name for artefact in found if artefact is not None}

@@ -7,6 +7,7 @@ connected to.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class BootImages:
     :param kernel: bzImage.
     :param modules: raw ext4 image of the kernel's modules, None for a kernel without modules.
     :param rootfs: raw ext4 image of the root file system.
+    :param qemu: raw ext4 image of the QEMU that moves TDs, None for a host without it.
     :param flavour: name of the flavour; ``<flavour>-tree`` if the kernel was built from a user's tree, which
         may hold more than the flavour.
     :param patch_hash: 12 hexadecimal digits over hooks, softseam and the flavour's patches.
@@ -65,6 +67,13 @@ class BootImages:
     rootfs: Path
     flavour: str = "unknown"
     patch_hash: str = ""
+    qemu: Path | None = None
+
+    @property
+    def disks(self) -> dict[str, Path]:
+        """The host's disks by name, in order: /dev/vda is the first."""
+        disks = {"rootfs": self.rootfs, "modules": self.modules, "qemu": self.qemu}
+        return {name: image for name, image in disks.items() if image is not None}
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,8 @@ def kernel_command_line(machine: Machine) -> str:
         f"softseam.keyids={shape.keyids}",
         f"softseam.max_vcpus={shape.max_vcpus}",
     ]
-    if images.modules is not None:
-        words.append("tdx_e2e.modules=/dev/vdb")
+    devices = {name: f"/dev/vd{letter}" for name, letter in zip(images.disks, "abc", strict=False)}
+    words += [f"tdx_e2e.{name}={devices[name]}" for name in ("modules", "qemu") if name in devices]
     words += [f"{FLAVOUR}={images.flavour}", f"{PATCH_HASH}={images.patch_hash}"]
     if machine.extra_cmdline:
         words.append(machine.extra_cmdline)
@@ -141,9 +150,7 @@ def base_argv(machine: Machine) -> list[str]:
     suite needs less than 200.
     """
     images, shape = machine.images, machine.shape
-    disks = _disk(images.rootfs, "rootfs")
-    if images.modules is not None:
-        disks += _disk(images.modules, "modules")
+    disks = itertools.chain.from_iterable(_disk(path, name) for name, path in images.disks.items())
     return [
         "-name", "tdx-e2e",
         "-nodefaults",

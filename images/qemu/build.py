@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
-from images import chroot
+from images import chroot, ext4
 from images.cache import Artefact, Cache, digest_files, digest_inputs, file_sha256
 from images.commands import require_tools, run
 from images.errors import BuildError, CommandError
@@ -17,13 +18,17 @@ from images.qemu.debian import DEBIAN
 from images.qemu.tree import Origin, Tarball, UserTree
 from images.recipe import Recipe, Work
 from images.sources import Source, first_that_builds
+from images.tools import versions
 
 BINARY = "qemu-system-x86_64"
+IMAGE = "qemu.ext4"
+"""A disk with nothing but the binary, for a nested host."""
 
 _HERE = Path(__file__).parent
 _RECIPE = ("build.py", "tree.py")
-_SHARED_RECIPE = ("chroot.py", "patching.py")
-_TOOLS = (*chroot.TOOLS, "patch", "xz")
+_SHARED_RECIPE = ("chroot.py", "ext4.py", "patching.py")
+_UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f03"
+_TOOLS = (*chroot.TOOLS, "patch", "xz", "mke2fs")
 _APT_TOOLS = ("apt-get", "dpkg", "gpgv|sqv")
 _CONFIGURE = (
     # Its data and firmware are the stock QEMU's, wherever the binary is.
@@ -83,6 +88,7 @@ class Qemu(Recipe):
             "configure": list(_CONFIGURE),
             "buildroot": DEBIAN.key(),
             "recipe": digest_files(_HERE, _RECIPE) | digest_files(_HERE.parent, _SHARED_RECIPE),
+            "tools": versions("mke2fs"),
         }
 
     def make(self, work: Work) -> dict[str, object]:
@@ -105,6 +111,7 @@ class Qemu(Recipe):
             _run(root, ["ninja", BINARY], "QEMU does not build", work, step)
         _run(root, ["strip", BINARY], "stripping QEMU failed", work)
         (place / _OUT / BINARY).rename(work.out / BINARY)
+        _write_disk(work.out / BINARY, work)
         _keep(place / _CCACHE, kept, work)
         packages = debian.manifest()["packages"]
         return {"version": self.origin.version(), "patch_hash": hash_, "packages": packages}
@@ -120,6 +127,13 @@ def _run(root: Path, argv: list[str], what: str, work: Work, step: Step | None =
             raise
         message = f"{what}: {output.first_error}"
         raise BuildError(message, hint="the log has all of it", log=work.log.path) from error
+
+
+def _write_disk(binary: Path, work: Work) -> None:
+    folder = work.scratch / "disk"
+    folder.mkdir()
+    shutil.copy(binary, folder)
+    ext4.make_image(folder, work.out / IMAGE, label="tdx-e2e-qemu", uuid=_UUID, log=work.log)
 
 
 def _keep(ccache: Path, target: Path, work: Work) -> None:

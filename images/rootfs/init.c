@@ -9,6 +9,7 @@
  *
  * Kernel command line:
  *   tdx_e2e.modules=/dev/vdb   disk with the kernel's modules; its file "autoload" says which to load
+ *   tdx_e2e.qemu=/dev/vdc      disk with the QEMU that moves TDs, for QEMU below
  *   tdx_e2e.shell              a root shell on the console, for a person; leaving it powers off
  *
  * sshd starts once both of its keys are there: at boot if QEMU has them as fw_cfg files
@@ -45,6 +46,7 @@
 #define MODULES		RUN "/modules"
 #define HOST_KEY	RUN "/ssh_host_key"
 #define AUTHORIZED	RUN "/authorized_keys"
+#define QEMU		"/usr/lib/tdx-e2e/qemu"
 #define FW_CFG		"/sys/firmware/qemu_fw_cfg/by_name/opt/tdx-e2e/"
 #define AGENT_WAIT_MS	20000
 #define SECRET_MAX	16384
@@ -283,25 +285,33 @@ static bool load_module(char *line)
 	return true;
 }
 
-static bool load_modules(void)
+/* Mounts the disk that a word of the command line names; false without such a word too. */
+static bool mount_disk(const char *word, const char *target)
 {
-	const char *disk = parameter("tdx_e2e.modules");
-	char list[4096], *line, *rest = list;
+	const char *disk = parameter(word);
 
 	if (!disk)
-		return true;
-	if (mount(disk, MODULES, "ext4", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL)) {
-		say("error: mounting the modules disk %s: %s", disk, strerror(errno));
+		return false;
+	if (mount(disk, target, "ext4", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL)) {
+		say("error: mounting %s=%s: %s", word, disk, strerror(errno));
 		return false;
 	}
+	return true;
+}
+
+static void load_modules(void)
+{
+	char list[4096], *line, *rest = list;
+
+	if (!mount_disk("tdx_e2e.modules", MODULES))
+		return;
 	if (read_file(MODULES "/autoload", list, sizeof(list)) < 0) {
 		say("error: autoload of the modules disk: %s", strerror(errno));
-		return false;
+		return;
 	}
 	while ((line = strsep(&rest, "\n")))
 		if (*line && !load_module(line))
-			return false;
-	return true;
+			return;
 }
 
 /* The descriptors are -1, or what the child gets as LISTENING_FD and READY_FD. */
@@ -485,6 +495,7 @@ int main(void)
 	enable_controllers();
 	set_up_network();
 	load_modules();
+	mount_disk("tdx_e2e.qemu", QEMU);
 	if (copy_secret("ssh_host_key", HOST_KEY) && copy_secret("authorized_keys", AUTHORIZED))
 		start_sshd();
 	wait_for_agent(listening);

@@ -19,8 +19,8 @@ from images.payloads import build as payloads_build
 from images.qemu import build as qemu_build
 from images.qemu import debian as buildroot
 from images.qemu import source
-from images.rootfs import build as rootfs_build
 from images.rootfs import debian
+from images.rootfs.build import ROOTFS, Rootfs
 
 _ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,6 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             ["build", "qemu", "--qemu-tree", "/nonexistent"],
             "error: /nonexistent is not a QEMU source tree",
         ),
-        (["build", "rootfs", "--qemu-tree", "/"], "error: / is not a QEMU source tree"),
         (["shell", "--qemu", "no-such-qemu"], "error: no-such-qemu is not here"),
         (["shell", "--cpus", "3", "--sockets", "2"], "error: 3 CPUs cannot be spread over 2 packages"),
     ],
@@ -154,7 +153,7 @@ def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
 
     for module, kind in (
         *((payloads_build, "payloads"), (qemu_build, "qemu")),
-        *((rootfs_build, "rootfs"), (kernel_build, "kernel")),
+        *((Rootfs, "rootfs"), (kernel_build, "kernel")),
     ):
         monkeypatch.setattr(module, "ensure", builder(kind))
     tree = Path("/q")
@@ -164,7 +163,7 @@ def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
     if "qemu" in options:
         assert options["qemu"] == {"tree": tree, "mirror": "file:/m", "refresh": True}
     if "rootfs" in options:
-        assert options["rootfs"] == {"qemu_tree": tree, "mirror": "file:/m"}
+        assert options["rootfs"] == {"mirror": "file:/m"}
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == built
 
 
@@ -179,7 +178,7 @@ def test_everything_that_goes_into_the_image_is_current(
         "debian-trixie": debian.DEBIAN.key(),
         "buildroot-trixie": buildroot.DEBIAN.key(),
         "qemu-patched": qemu.key(),
-        "rootfs-trixie": rootfs_build.Rootfs(qemu.key()).key(),
+        "rootfs-trixie": ROOTFS.key(),
     }
     for name, content_hash in hashes.items():
         kind, _, label = name.partition("-")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from images import chroot
+from images import chroot, ext4
 from images.apt import NotThere
 from images.cache import Artefact, Cache
 from images.commands import Log
@@ -128,7 +128,12 @@ def built(
             (place / "ccache/compiled").write_text("compiled\n")
         return []
 
+    def make_image(folder: Path, image: Path, **_: object) -> None:
+        [binary] = folder.iterdir()
+        shutil.copy(binary, image)
+
     monkeypatch.setattr(chroot, "run", run)
+    monkeypatch.setattr(ext4, "make_image", make_image)
     return ran
 
 
@@ -144,6 +149,7 @@ def test_the_patched_source_is_configured_compiled_and_stripped(
     found = build.ensure(cache, report)
     assert (found.kind, found.label) == ("qemu", "patched")
     assert _binary(found) == "int kvm = 2;\nint more;\n"
+    assert (found.path / build.IMAGE).read_text() == _binary(found)
     configure, ninja, strip = (argv for argv, _ in built)
     assert configure[0] == "../qemu/configure"
     assert {"--cc=ccache gcc", "--prefix=/usr", "--disable-tcg"} <= set(configure)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pty
 import re
@@ -20,13 +19,10 @@ from typing import Any
 import pytest
 
 from images import ext4, mmdebstrap
-from images.cache import Artefact, Cache
+from images.cache import Cache
 from images.commands import Log
 from images.errors import BuildError, CommandError
-from images.mmdebstrap import DebianTar
 from images.progress import Reporter
-from images.qemu import build as qemu_build
-from images.recipe import Work
 from images.rootfs import build, debian
 
 _HERE = Path(build.__file__).parent
@@ -138,16 +134,15 @@ def test_what_is_installed_is_read_from_dpkg() -> None:
 
 
 def test_the_inputs_name_everything_that_shapes_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = build.Rootfs("0" * 16).inputs()
+    inputs = build.ROOTFS.inputs()
     files, recipe = inputs["files"], inputs["recipe"]
     assert isinstance(files, dict)
     assert isinstance(recipe, dict)
     assert set(files) == {"init.c", "bootstrap.py", "sshd_config"}
     assert set(recipe) == {"build.py", "ext4.py"}
-    before = build.Rootfs("0" * 16).key()
-    assert build.Rootfs("1" * 16).key() != before
+    before = build.ROOTFS.key()
     monkeypatch.setattr(build, "DEBIAN", replace(debian.DEBIAN, packages=("python3",)))
-    assert build.Rootfs("0" * 16).key() != before
+    assert build.ROOTFS.key() != before
 
 
 def _debugfs(image: Path, request: str) -> str:
@@ -173,84 +168,12 @@ def test_an_image_holds_the_files_with_their_modes(tmp_path: Path, log: Log) -> 
     assert (tmp_path / "one").stat().st_size < 16_000_000
 
 
-@pytest.fixture
-def qemu(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str | None, Artefact]:
-    """The QEMU that is built for each tree, ours under None."""
-    made: dict[str | None, Artefact] = {}
-    for label, name in (("patched", None), ("tree", "mine")):
-        folder = tmp_path / label
-        folder.mkdir()
-        (folder / qemu_build.BINARY).write_text(f"the binary, {label}")
-        made[name] = Artefact(folder, "qemu", label, hashlib.sha256(label.encode()).hexdigest()[:16])
-
-    def ensure(_: Cache, report: Reporter, *, tree: Path | None, mirror: str | None) -> Artefact:
-        assert mirror == "file:/srv/debian"
-        known.append(tree)
-        return made[tree.name if tree else None]
-
-    known: list[Path | None] = []
-    monkeypatch.setattr(qemu_build, "ensure", ensure)
-
-    class Known:
-        def __init__(self, tree: Path | None) -> None:
-            self.key = lambda: made[tree.name if tree else None].content_hash
-
-    monkeypatch.setattr(qemu_build, "recipe", lambda _, tree: Known(tree) if tree in known else None)
-    monkeypatch.setattr(build, "require_tools", lambda *_: None)
-    monkeypatch.setattr("images.recipe.require_tools", lambda *_: None)
-    monkeypatch.setattr("images.tools.version", lambda _: "1")
-    return made
-
-
-def test_the_image_takes_along_the_qemu_that_was_asked_for(
-    cache: Cache,
-    report: Reporter,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    qemu: dict[str | None, Artefact],
-) -> None:
-    (tmp_path / "manifest.json").write_text('{"packages": {}}')
-    packages = Artefact(tmp_path, "debian", "trixie", "0" * 16)
-    monkeypatch.setattr(DebianTar, "ensure", lambda *_, **__: packages)
-
-    def write_image(tar: Path, binary: Path, work: Work) -> None:
-        assert tar == tmp_path / mmdebstrap.TAR
-        (work.out / build.IMAGE).write_bytes(binary.read_bytes())
-
-    monkeypatch.setattr(build, "_build", write_image)
-    assert build.find(cache) is None
-    ours = build.ensure(cache, report, mirror="file:/srv/debian")
-    theirs = build.ensure(cache, report, qemu_tree=Path("mine"), mirror="file:/srv/debian")
-    assert (ours.label, theirs.label) == ("trixie", "trixie-tree")
-    assert [(image.path / build.IMAGE).read_text() for image in (ours, theirs)] == [
-        "the binary, patched",
-        "the binary, tree",
-    ]
-    assert ours.manifest()["inputs"]["qemu"] == qemu[None].content_hash
-    assert build.find(cache) == ours
-    assert build.find(cache, Path("mine")) == theirs
-    # Found without a QEMU having to be there.
-    monkeypatch.setattr(qemu_build, "ensure", None)
-    assert build.ensure(cache, report) == ours
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-def test_our_qemu_is_installed_executable(tmp_path: Path, log: Log) -> None:
-    tree, binary = tmp_path / "tree", tmp_path / "qemu-system-x86_64"
-    for name in ("usr/sbin", "etc/ssh"):
-        (tree / name).mkdir(parents=True)
-    binary.write_text("the binary")
-    binary.chmod(0o600)
-    build._install_ours(tree, binary, log)
-    installed = tree / "usr/lib/tdx-e2e/qemu/qemu-system-x86_64"
-    assert installed.read_text() == "the binary"
-    assert installed.stat().st_mode & 0o777 == 0o755
-
-
-@pytest.mark.usefixtures("qemu")
 def test_a_failure_of_mmdebstrap_leaves_nothing_and_says_why(
     cache: Cache, report: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("images.recipe.require_tools", lambda *_: None)
+    monkeypatch.setattr("images.tools.version", lambda _: "1")
+
     def fail(argv: list[str | Path], *, log: Log, **_: object) -> list[str]:
         assert "mmdebstrap" in argv
         raise CommandError("x", returncode=1, output=("Could not resolve 'm.invalid'",), log=log.path)
@@ -258,7 +181,7 @@ def test_a_failure_of_mmdebstrap_leaves_nothing_and_says_why(
     monkeypatch.setattr(mmdebstrap, "run", fail)
     monkeypatch.setattr("images.apt.keyring", lambda: Path("/k"))
     with pytest.raises(BuildError, match=r"no network: file:/srv/debian cannot be reached") as caught:
-        build.ensure(cache, report, mirror="file:/srv/debian")
+        build.ROOTFS.ensure(cache, report, mirror="file:/srv/debian")
     assert caught.value.log is not None
     assert caught.value.log.is_file()
     assert cache.artefacts() == []
