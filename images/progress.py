@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -22,12 +21,6 @@ class Step(Protocol):
         """Add ``amount`` to the units of the step's total that are done."""
 
 
-class _Inside(threading.local):
-    """The seconds of the images that were made for the one that a thread makes."""
-
-    seconds = 0.0
-
-
 class Reporter:
     """Plain lines: one when a step begins and one, with its seconds, when it ends.
 
@@ -37,9 +30,6 @@ class Reporter:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self.timings: list[tuple[str, float]] = []
-        self.spent: dict[str, float] = {}
-        """Seconds by kind of image, made or found; an image that another one needs is not counted twice."""
-        self._inside = _Inside()
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -57,18 +47,6 @@ class Reporter:
         seconds = time.monotonic() - started
         self.timings.append((title, seconds))
         self._ended(title, seconds)
-
-    @contextlib.contextmanager
-    def image(self, kind: str) -> Iterator[None]:
-        """Add the time of a block to :attr:`spent`."""
-        started, around = time.monotonic(), self._inside.seconds
-        self._inside.seconds = 0.0
-        try:
-            yield
-        finally:
-            whole = time.monotonic() - started
-            self.spent[kind] = self.spent.get(kind, 0.0) + whole - self._inside.seconds
-            self._inside.seconds = around + whole
 
     @contextlib.contextmanager
     def _show(self, title: str, total: float | None) -> Iterator[Step]:

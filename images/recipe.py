@@ -91,10 +91,6 @@ class Recipe(ABC):
         :raises BuildError: it cannot be made; the cache is as it was.
         """
         require_tools(self.tools, self.what)
-        with reporter.image(self.kind):
-            return self._ensure(cache, reporter, mirror)
-
-    def _ensure(self, cache: Cache, reporter: Reporter, mirror: str | None) -> Artefact:
         inputs = self.inputs()
         if found := cache.find(self.kind, self.label, digest_inputs(inputs)):
             return found

@@ -104,13 +104,6 @@ def test_inputs_are_read_again_after_a_wait_and_only_then(
     assert found.manifest()["inputs"] == {"leaves": "assam"}
 
 
-def test_time_is_reported_by_kind_for_an_image_that_is_found_too(cache: Cache, report: Reporter) -> None:
-    Tea().ensure(cache, report)
-    made = report.spent["tea"]
-    Tea().ensure(cache, report)
-    assert 0 < made < report.spent["tea"]
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
