@@ -53,6 +53,28 @@ def test_host_has_the_shape_that_it_says(tdx_host: TdxHost) -> None:
     assert tdx_host.facts.packages == tdx_host.shape.sockets
 
 
+NESTED_CPU = {"svm", "npt", "vmx", "movdir64b", "ss", "arch_capabilities", "tdx_host_platform"}
+"""Features by which KVM and softseam start, or on which they run TDs; TCG has only some of them."""
+
+
+@pytest.mark.tdx_needs("snapshot")
+def test_cpu_is_the_one_that_tds_need_whatever_qemu_makes_it(tdx_host: TdxHost) -> None:
+    """What else TCG's largest CPU has grows with QEMU: 10 adds RDSEED, RDPID and X2APIC to that of 7.2."""
+    listed = tdx_host.agent.files.read_text("/proc/cpuinfo").splitlines()
+    lines = [[part.strip() for part in line.split(":")] for line in listed if ":" in line]
+    for name, value in lines:
+        if name == "flags":
+            assert set(value.split()) >= NESTED_CPU
+            assert "la57" not in value.split()
+    assert {tuple(line) for line in lines} >= {
+        ("vendor_id", "GenuineIntel"),
+        ("cpu family", "6"),
+        ("model", "173"),
+        ("address sizes", "48 bits physical, 48 bits virtual"),
+    }
+    assert [line[0] for line in lines].count("flags") == tdx_host.shape.cpus
+
+
 # the TDX module's own view
 
 
