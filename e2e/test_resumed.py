@@ -69,14 +69,6 @@ def test_two_hosts_of_one_state_have_nothing_random_in_common(twin: Twin) -> Non
     assert ids == [host.facts.boot_id for host in hosts]
 
 
-def test_restored_host_does_not_repeat_random_bytes(tdx_host: TdxHost) -> None:
-    seen = set()
-    for _ in range(2):
-        tdx_host.restore()
-        seen.add((random_bytes(tdx_host), tdx_host.facts.boot_id))
-    assert len({random for random, _ in seen}) == len({boot_id for _, boot_id in seen}) == 2
-
-
 def test_clocks_of_a_resumed_host(twin: Twin) -> None:
     """The wall clock is this machine's; the monotonic one goes on where the boot ended, at the right rate."""
     host = twin()
