@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +12,13 @@ from pathlib import Path
 from images import ext4, tools
 from images.cache import Artefact, Cache, digest_files, digest_inputs, file_sha256
 from images.commands import require_tools, run
-from images.errors import BuildError, CommandError
-from images.kernel import config, flavours, needed, source, unchanged
+from images.errors import BuildError
+from images.kernel import configure, flavours, needed, source, unchanged
 from images.kernel.flavours import Flavour
+from images.kernel.make import run_make
 from images.kernel.tree import OUT_BYTES, Base, KeptTree, Origin, Package, UserTree
 from images.patching import work_out
-from images.progress import Reporter, Step
+from images.progress import Reporter
 from images.recipe import Recipe, Work
 from images.sources import Source, first_that_builds
 
@@ -27,7 +26,7 @@ SOFTSEAM = "arch/x86/virt/softseam"
 BZIMAGE, MODULES, MODULES_IMAGE = "bzImage", "modules", "modules.ext4"
 
 _HERE = Path(__file__).parent
-_RECIPE = ("build.py", "config.py", "needed.py", "tree.py", "unchanged.py")
+_RECIPE = ("build.py", "config.py", "configure.py", "make.py", "needed.py", "tree.py", "unchanged.py")
 _SHARED_RECIPE = ("ext4.py", "patching.py", "trees.py")
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f02"
 _USUAL_OBJECTS = 1900
@@ -38,11 +37,6 @@ _TOOLS = (
 _APT_TOOLS = ("apt-get", "dpkg-deb", "gpgv|sqv")
 # The nested host's init loads them in this order; modules that a kernel lacks are left out.
 _AUTOLOAD = (("irqbypass.ko", ""), ("kvm.ko", ""), ("kvm-intel.ko", "tdx=1 nested=0"))
-_FIRST_ERROR = re.compile(
-    r"(: (fatal )?error: |undefined reference to|multiple definition of|^ld: |No rule to make target|"
-    r"modpost: .*undefined!|^\S*Kconfig:\d+: )"
-)
-_MADE = re.compile(r"^  (CC|AS|LD|AR|HOSTCC|HOSTLD|GEN|OBJCOPY|ZOFFSET|GZIP|MODPOST|LD|CHK|UPD)\b")
 
 
 @dataclass(frozen=True)
@@ -109,8 +103,11 @@ class Kernel(Recipe):
         tree = KeptTree(self._folder, self.flavour.config, tools.version("gcc"))
         base = self.origin.bring(tree, work)
         compared = self._prepare(tree, base, work)
-        self._configure(tree, work)
-        self._compile(tree, work)
+        configure.configure(tree, self.flavour.fragments, work)
+        try:
+            self._compile(tree, work)
+        finally:
+            configure.record(tree, self.flavour.fragments)
         facts: dict[str, object] = {
             "flavour": self.flavour.name,
             "version": self.origin.version(),
@@ -159,31 +156,11 @@ class Kernel(Recipe):
             work.reporter.note(f"kernel: {compared.compared} files of KVM are the base's, unchanged")
         return compared
 
-    def _configure(self, tree: KeptTree, work: Work) -> None:
-        with work.reporter.step("kernel: configuring"):
-            tree.out.mkdir(exist_ok=True)
-            fragment = tree.out / "fragment.config"
-            asked: dict[str, str] = {}
-            for name in self.flavour.fragments:
-                asked |= config.parse((_HERE / name).read_text())
-            fragment.write_text("".join(f"{symbol}={value}\n" for symbol, value in asked.items()))
-            env = {"KCONFIG_ALLCONFIG": str(fragment)}
-            _run_make(tree, ["allnoconfig"], env, "configuring failed", work)
-            got = config.parse((tree.out / ".config").read_text())
-        refused = config.not_taken(asked, got)
-        if refused:
-            raise BuildError(
-                f"the kernel's configuration does not take {', '.join(refused)}",
-                hint="a dependency is missing, or the symbol is gone: see "
-                f"{' and '.join(self.flavour.fragments)} in {_HERE}",
-                log=work.log.path,
-            )
-
     def _compile(self, tree: KeptTree, work: Work) -> None:
         record = tree.folder / "objects"
         usual = int(record.read_text()) if record.is_file() else _USUAL_OBJECTS
         with work.reporter.step("kernel: compiling", total=usual) as step:
-            made = _run_make(tree, ["bzImage", "modules"], {}, "the kernel does not build", work, step)
+            made = run_make(tree, ["bzImage", "modules"], "the kernel does not build", work, step=step)
         if not record.is_file():
             record.write_text(f"{made}\n")
 
@@ -208,55 +185,10 @@ class Kernel(Recipe):
             ext4.make_image(folder, out / MODULES_IMAGE, label="tdx-e2e-modules", uuid=_UUID, log=work.log)
 
 
-def _run_make(
-    tree: KeptTree,
-    targets: list[str],
-    env: dict[str, str],
-    what: str,
-    work: Work,
-    step: Step | None = None,
-) -> int:
-    """Run make in the build folder; returns the number of files that it made."""
-    made = 0
-    first_error = ""
-
-    def on_line(line: str) -> None:
-        nonlocal made, first_error
-        if _MADE.match(line):
-            made += 1
-            if step is not None:
-                step.advance()
-        elif not first_error and _FIRST_ERROR.search(line):
-            first_error = line.strip()
-
-    jobs = f"-j{os.cpu_count() or 1}"
-    argv: list[str | Path] = ["make", "-C", tree.src, f"O={tree.out}", jobs, *targets]
-    try:
-        run(argv, log=work.log, env=_make_environment() | env, what=what, on_line=on_line)
-    except CommandError as error:
-        if not first_error:
-            raise
-        text = first_error.replace(f"{tree.src}/", "")
-        raise BuildError(f"{what}: {text}", hint="the log has all of it", log=work.log.path) from error
-    return made
-
-
 def autoload(is_there: Callable[[str], bool]) -> str:
     """The list for init: a line per module, its file name and its parameters."""
     lines = [f"{name} {parameters}".strip() for name, parameters in _AUTOLOAD if is_there(name)]
     return "".join(line + "\n" for line in lines)
-
-
-def _make_environment() -> dict[str, str]:
-    """Variables that make the same kernel from the same sources, for any builder at any time."""
-    return {
-        "ARCH": "x86",
-        "KBUILD_BUILD_TIMESTAMP": "@0",
-        "KBUILD_BUILD_USER": "tdx-e2e",
-        "KBUILD_BUILD_HOST": "tdx-e2e",
-        "KBUILD_BUILD_VERSION": "1",
-        "LOCALVERSION": "",
-    }
 
 
 def find(cache: Cache, request: Request) -> Artefact | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Flavours, configuration, choice and unpacking of the source package, and what makes a new kernel."""
+"""Flavours, choice and unpacking of the source package, and what makes a new kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from images.cache import Cache
 from images.commands import Log
 from images.errors import BuildError
-from images.kernel import build, config, flavours, source
+from images.kernel import build, configure, flavours, source
 from images.kernel.source import choose, matches, unpack
 from images.kernel.tree import KeptTree, Package
 from images.progress import Reporter
@@ -33,20 +33,6 @@ _AVAILABLE = [
     ("linux-source-7.9", "7.9.2-1~bpo13+1"),
     ("linux-source-7.9", "7.9.2-1~bpo13+2"),
 ]
-
-
-def test_the_fragment_is_read_and_what_did_not_take_is_said() -> None:
-    asked = config.parse(
-        "# a comment\nCONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\nCONFIG_D=16\nCONFIG_E=n\n"
-    )
-    assert asked == {"CONFIG_A": "y", "CONFIG_B": "m", "CONFIG_C": "n", "CONFIG_D": "16", "CONFIG_E": "n"}
-    got = config.parse("CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\nCONFIG_E=y\n")
-    assert config.not_taken(asked, got) == [
-        "CONFIG_B=m (is y)",
-        "CONFIG_D=16 (is n)",
-        "CONFIG_E=n (is y)",
-    ]
-    assert config.not_taken(asked, {**asked, "CONFIG_MORE": "y"}) == []
 
 
 @_needs_dpkg
@@ -310,14 +296,14 @@ def test_a_kernel_is_built_in_the_folder_of_this_machines_compiler(
 ) -> None:
     built: list[Path] = []
 
-    def stop(_: build.Kernel, tree: KeptTree, work: Work) -> None:
+    def stop(tree: KeptTree, fragments: tuple[str, ...], work: Work) -> None:
         built.append(tree.out)
         raise BuildError("far enough")
 
     monkeypatch.setattr("images.tools.version", lambda tool: f"{tool} (X 99-1) 99")
     monkeypatch.setattr(Package, "bring", lambda *_: None)
     monkeypatch.setattr(build.Kernel, "_prepare", lambda *_: None)
-    monkeypatch.setattr(build.Kernel, "_configure", stop)
+    monkeypatch.setattr(configure, "configure", stop)
     kernel = build.Kernel(flavours.get("upstream"), Package(_source("7.3.4-1")), cache)
     with pytest.raises(BuildError, match="far enough"):
         kernel.make(Work(cache, report, log, tmp_path))
