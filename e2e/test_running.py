@@ -8,6 +8,7 @@ import pytest
 from fixtures.agent import syscalls
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON, TEXT, VALUE
@@ -187,6 +188,26 @@ def test_user_space_can_neither_see_nor_change_registers(launch: Launch, contrac
     for request in STATE:
         with refused(contract, Refusal.VCPU_STATE):
             vcpu.worker.call(commands.ioctl(vcpu.fd, request, bytes(PAGE_SIZE)))
+    assert output.numbers(vcpu, 1) == [2]
+
+
+def test_smi_is_refused(launch: Launch, contract: Contract) -> None:
+    (vcpu,) = launch("count").vcpus
+    output.numbers(vcpu, 2)
+    with refused(contract, Refusal.SMI):
+        vcpu.smi()
+    assert output.numbers(vcpu, 1) == [2]
+
+
+@pytest.mark.tdx_finding(
+    "F11", flavours=("upstream",), splat=r"WARNING: arch/x86/kvm/vmx/main\.c:\d+ at vt_smi_allowed\+"
+)
+def test_smi_cannot_be_made_pending(launch: Launch, contract: Contract) -> None:
+    (vcpu,) = launch("count").vcpus
+    output.numbers(vcpu, 2)
+    with shows("F11", match="EIO"), refused(contract, Refusal.SMI_PENDING):
+        vcpu.set_pending_smi()
+        vcpu.run()
     assert output.numbers(vcpu, 1) == [2]
 
 

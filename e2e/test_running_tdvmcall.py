@@ -31,7 +31,8 @@ AREA = 0x40000000
 TWO_MIB = 1 << 21
 KVM_HC_UNKNOWN = 77
 KVM_ENOSYS = 1000
-APIC_BASE, APIC_TDCR, LSTAR = 0x1B, 0x83E, 0xC0000082
+APIC_BASE, APIC_ICR, APIC_TDCR, LSTAR = 0x1B, 0x830, 0x83E, 0xC0000082
+ICR_TO_ITSELF, ICR_SMI = 1 << 18, 2 << 8
 BSP_X2APIC_ENABLED = 0xFEE00000 | 1 << 8 | 1 << 10 | 1 << 11
 
 
@@ -103,6 +104,12 @@ def test_msr_that_was_written_can_be_read(mailbox: Mailbox) -> None:
     written = mailbox.call(Registers(r11=WRMSR, r12=APIC_TDCR, r13=0xB))
     read = mailbox.call(Registers(r11=RDMSR, r12=APIC_TDCR))
     assert (written.r10, read.r10, read.r11) == (SUCCESS, SUCCESS, 0xB)
+
+
+def test_smi_that_a_guest_sends_itself_is_dropped(mailbox: Mailbox) -> None:
+    sent = mailbox.call(Registers(r11=WRMSR, r12=APIC_ICR, r13=ICR_TO_ITSELF | ICR_SMI))
+    assert sent.r10 == SUCCESS
+    assert mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE)).r11 == BSP_X2APIC_ENABLED
 
 
 def test_call_info_says_that_the_base_calls_are_there(mailbox: Mailbox) -> None:
