@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
         "--refresh", action="store_true", help="ask the mirror for a newer point release of kernel and QEMU"
     )
 
+    patches = commands.add_parser("patches", help="print which flavours' patches apply to kernel trees")
+    patches.add_argument("trees", nargs="+", type=Path, metavar="DIR", help="a kernel tree")
+
     commands.add_parser("list", help="list the cache: size, age, content hash")
 
     clean = commands.add_parser("clean", help="remove images that are not of the present sources")

@@ -6,12 +6,15 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from images import shell
 from images.cache import Artefact, Cache
 from images.kernel import build as kernel_build
 from images.kernel import flavours
+from images.kernel.fit import misfits
+from images.kernel.tree import UserTree
 from images.payloads import build as payloads_build
 from images.progress import Reporter, reporter
 from images.qemu import build as qemu_build
@@ -26,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     match arguments.command:
         case "build":
             return build(cache, arguments, reporter())
+        case "patches":
+            return patches(cache, arguments.trees)
         case "list":
             return list_artefacts(cache)
         case "clean":
@@ -60,6 +65,22 @@ def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
     if report.timings:
         report.note(f"built in {sum(seconds for _, seconds in report.timings):.0f} s")
     return 0
+
+
+def patches(cache: Cache, trees: Sequence[Path]) -> int:
+    """Print the flavours whose patches apply to each kernel tree; returns 1 if the hooks do not."""
+    status = 0
+    for folder in trees:
+        tree = UserTree(folder)
+        with cache.new_log("patches") as log, cache.scratch("patches") as scratch:
+            found = misfits(tree.read, scratch, log)
+        print(f"Linux {tree.version()}, {folder}")
+        for misfit in dict.fromkeys(found.values()):
+            names = ", ".join(name for name in found if found[name] == misfit)
+            print(f"  not {names}: {misfit}" if misfit else f"  applies: {names}")
+        if found[flavours.DEFAULT]:
+            status = 1
+    return status
 
 
 def current(cache: Cache) -> set[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from images.commands import Log, run
 from images.errors import BuildError, CommandError
+from images.misfit import describe
 
 _NAMED = re.compile(
     rb"^--- (?:a/)?([^\t\n\r]+).*\n\+\+\+ (?:b/|a/)?([^\t\n\r]+)|^rename from (.+)\nrename to (.+)$",
@@ -23,7 +24,19 @@ _NAMED = re.compile(
 
 
 class PatchError(BuildError):
-    """A patch does not apply to this version."""
+    """A patch does not apply to this version.
+
+    :param patch: the patch as a file of this project.
+    :param misfit: its part that does not fit, in words.
+    """
+
+    def __init__(self, patch: Path, misfit: str, *, onto: str, otherwise: str, log: Path) -> None:
+        self.misfit = f"{patch.parent.name}/{patch.name}: {misfit}"
+        super().__init__(
+            f"the patch {patch.parent.name}/{patch.name} does not apply to {onto}: {misfit}",
+            hint=f"adapt {patch}, or {otherwise}",
+            log=log,
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ def work_out(
     :param otherwise: an alternative to adapting the patch, for the hint.
     :param left_out: path → whether the base may lack it, because no build reads it (documentation); a
         patch's changes to such a file are then passed over.
-    :raises PatchError: naming the patch and the file.
+    :raises PatchError: naming the patch, the file and the hunk.
     """
     tree = work / "tree"
     tree.mkdir()
@@ -113,21 +126,12 @@ def _apply(patch: Path, content: bytes, tree: Path, onto: str, otherwise: str, l
     part.write_bytes(content)
     command: list[str | Path] = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch"]
     command += ["--reject-file=-", "-i", part]
+    output: list[str] = []
     try:
-        run(command, log=log, cwd=tree, what=f"{patch.name} does not apply")
+        run(command, log=log, cwd=tree, what=f"{patch.name} does not apply", on_line=output.append)
     except CommandError as error:
-        where = ""
-        for line in error.output:
-            if named := re.match(r"(?:patching|checking) file '?(.+?)'?$", line):
-                where = named[1]
-            if "FAILED" in line or "can't find file" in line or "previously applied" in line:
-                break
-        raise PatchError(
-            f"the patch {patch.parent.name}/{patch.name} does not apply to {onto}"
-            + (f" (in {where})" if where else ""),
-            hint=f"adapt {patch}, or {otherwise}",
-            log=log.path,
-        ) from error
+        misfit = describe(content.decode(errors="replace"), output)
+        raise PatchError(patch, misfit, onto=onto, otherwise=otherwise, log=log.path) from error
 
 
 def _write(path: Path, content: bytes) -> None:

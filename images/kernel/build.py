@@ -13,20 +13,21 @@ from images import ext4, tools
 from images.cache import Artefact, Cache, digest_files, digest_inputs, file_sha256
 from images.commands import require_tools, run
 from images.errors import BuildError
-from images.kernel import configure, flavours, needed, source, unchanged
+from images.kernel import configure, flavours, patched, source, unchanged
 from images.kernel.flavours import Flavour
 from images.kernel.make import run_make
 from images.kernel.tree import OUT_BYTES, Base, KeptTree, Origin, Package, UserTree
-from images.patching import work_out
 from images.progress import Reporter
 from images.recipe import Recipe, Work
 from images.sources import Source, first_that_builds
 
-SOFTSEAM = "arch/x86/virt/softseam"
 BZIMAGE, MODULES, MODULES_IMAGE = "bzImage", "modules", "modules.ext4"
 
 _HERE = Path(__file__).parent
-_RECIPE = ("build.py", "config.py", "configure.py", "make.py", "needed.py", "tree.py", "unchanged.py")
+_RECIPE = (
+    *("build.py", "config.py", "configure.py", "make.py", "needed.py", "patched.py"),
+    *("tree.py", "unchanged.py"),
+)
 _SHARED_RECIPE = ("ext4.py", "patching.py", "trees.py")
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f02"
 _USUAL_OBJECTS = 1900
@@ -123,22 +124,15 @@ class Kernel(Recipe):
 
     def _prepare(self, tree: KeptTree, base: Base, work: Work) -> unchanged.Comparison:
         with work.reporter.step("kernel: applying hooks, softseam and patches"):
-            additions = {
-                f"{SOFTSEAM}/{path.relative_to(_HERE / 'softseam')}": path.read_bytes()
-                for path in sorted((_HERE / "softseam").rglob("*"))
-                if path.is_file()
-            }
-            steps = (flavours.hook_patches(), additions, self.flavour.patches)
             beside = work.scratch / "patching"
             beside.mkdir()
-            changes = work_out(
+            changes = patched.changes(
+                self.flavour,
                 base.read,
-                steps,
                 beside,
                 onto=f"Linux {self.origin.version()}",
-                otherwise="take another version with --kernel-version",
+                otherwise=self.origin.otherwise(),
                 log=work.log,
-                left_out=lambda path: not needed.is_needed(path),
             )
             for path in tree.apply(changes, base):
                 work.log.note(f"written: {path}")

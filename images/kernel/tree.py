@@ -53,6 +53,9 @@ class Origin(Protocol):
     def identity(self) -> dict[str, object]:
         """Its part of a kernel's inputs."""
 
+    def otherwise(self) -> str:
+        """An alternative to adapting a patch to it, for a hint."""
+
     def kept_folder(self, cache: Cache) -> Path:
         """The folder of its tree in the cache."""
 
@@ -148,6 +151,9 @@ class Package:
     def identity(self) -> dict[str, object]:
         return {key: getattr(self.source, key) for key in ("package", "version", "sha256")}
 
+    def otherwise(self) -> str:
+        return "take another version with --kernel-version"
+
     def kept_folder(self, cache: Cache) -> Path:
         return source.kept_folder(cache, self.source)
 
@@ -216,6 +222,9 @@ class UserTree:
     def identity(self) -> dict[str, object]:
         self._seen = self.files()
         return trees.identity(self.folder, self._seen)
+
+    def otherwise(self) -> str:
+        return f"see `python -m images patches {self.folder}` for the flavours whose patches apply"
 
     def kept_folder(self, cache: Cache) -> Path:
         key = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]

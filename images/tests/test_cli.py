@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from images import cli
 from images.cache import Artefact, Cache
 from images.errors import BuildError
 from images.kernel import build as kernel_build
+from images.kernel import flavours
 from images.payloads import build as payloads_build
 from images.qemu import build as qemu_build
 from images.qemu import debian as buildroot
@@ -229,3 +230,44 @@ def test_kernel_is_the_one_that_the_environment_names_for_the_tests(monkeypatch:
     assert chosen() == (["upstream"], "7.2")
     assert chosen("--kernel-version", "7.3") == (["upstream"], "7.3")
     assert chosen("--kernel-tree", "/src/linux") == (["upstream", "proposed"], None)
+
+
+def _small_tree(folder: Path) -> Path:
+    """A kernel tree with just the files that the hooks change, each only the lines that they need."""
+    for name, content in _lines_of(flavours.hook_patches()).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    (folder / "arch/x86/kvm").mkdir()
+    (folder / "Kbuild").touch()
+    (folder / "Makefile").write_text("VERSION = 7\nPATCHLEVEL = 4\nSUBLEVEL = 0\nEXTRAVERSION = -rc1\n")
+    return folder
+
+
+def _lines_of(patches: Sequence[Path]) -> dict[str, str]:
+    """The lines that patches find in the files that they change, without what they add."""
+    found: dict[str, str] = {}
+    for patch in patches:
+        for part in patch.read_text().split("\ndiff --git ")[1:]:
+            path = part.split()[0].removeprefix("a/")
+            if "new file mode" not in part and path != "arch/x86/include/asm/softseam.h":
+                lines = part.partition("\n@@ ")[2].splitlines()
+                found[path] = "".join(f"{line[1:]}\n" for line in lines[1:] if line.startswith((" ", "-")))
+    return found
+
+
+def test_patches_that_apply_to_a_tree_and_those_that_do_not_are_listed(
+    tmp_path: Path, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = _small_tree(tmp_path / "linux")
+    command = ["--cache", str(cache.root), "patches", str(tree)]
+    assert entry.main(command) == 0
+    first, applies, does_not = capsys.readouterr().out.splitlines()
+    assert (first, applies) == (f"Linux 7.4.0-rc1, {tree}", "  applies: upstream")
+    assert does_not.startswith("  not fixed, v9, ")
+    assert ": fixed/0001-" in does_not
+    assert does_not.endswith(".patch: there is no arch/x86/kvm/vmx/tdx.c")
+    (tree / "arch/x86/kernel/cpu/common.c").write_text("int other;\n")
+    assert entry.main(command) == 1
+    [_, does_not] = capsys.readouterr().out.splitlines()
+    assert does_not.startswith("  not upstream, fixed, v9, ")
+    assert ".patch: arch/x86/kernel/cpu/common.c, hunk 1 (@@ -47,6 +47,7 @@), and 1 more" in does_not

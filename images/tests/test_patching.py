@@ -78,15 +78,24 @@ def test_a_script_stays_executable(tmp_path: Path, work: Path, log: Log) -> None
     assert work_out(_BASE.get, [(patch,)], work, log=log).files["scripts/run.sh"][1]
 
 
-def test_a_patch_that_does_not_apply_is_named_with_its_file(tmp_path: Path, work: Path, log: Log) -> None:
+def test_a_patch_that_does_not_apply_is_named_with_its_file_and_hunk(
+    tmp_path: Path, work: Path, log: Log
+) -> None:
     good = _diff("arch/x86/old.c", b"int old;\n", b"int older;\n")
-    bad = _diff("arch/x86/Makefile", b"other\n" * 9, b"other\n" * 8 + b"changed\n")
-    late = _diff("scripts/run.sh", b"#!/bin/sh\n", b"#!/bin/sh\ntrue\n")
+    makefile = _BASE["arch/x86/Makefile"]
+    other = makefile.replace(b"line 1", b"other 1")
+    bad = _diff(
+        "arch/x86/Makefile",
+        other,
+        other.replace(b"line 5\n", b"line five\n").replace(b"other 16\n", b"line sixteen\n"),
+    )
+    late = _diff("scripts/run.sh", b"#!/bin/bash\n", b"#!/bin/dash\n")
     patch = _patch(tmp_path / "hooks", "0001-hook.patch", good, bad, late)
     with pytest.raises(PatchError) as caught:
         work_out(_BASE.get, [(patch,)], work, onto="Linux 7.4.1", log=log)
     assert caught.value.message == (
-        "the patch hooks/0001-hook.patch does not apply to Linux 7.4.1 (in arch/x86/Makefile)"
+        "the patch hooks/0001-hook.patch does not apply to Linux 7.4.1: "
+        "arch/x86/Makefile, hunk 2 (@@ -14,7 +14,7 @@), and 1 more"
     )
     assert caught.value.log == log.path
     assert caught.value.hint == f"adapt {patch}, or take 7.3"
@@ -94,13 +103,21 @@ def test_a_patch_that_does_not_apply_is_named_with_its_file(tmp_path: Path, work
 
 def test_a_patch_for_a_file_that_is_gone_is_named_too(tmp_path: Path, work: Path, log: Log) -> None:
     patch = _patch(tmp_path / "hooks", "2.patch", _diff("gone.c", b"a\n", b"b\n"))
-    with pytest.raises(PatchError, match=r"hooks/2\.patch does not apply to Linux 7\.3"):
+    with pytest.raises(
+        PatchError, match=r"hooks/2\.patch does not apply to Linux 7\.3: there is no gone\.c;"
+    ):
         work_out(_BASE.get, [(patch,)], work, log=log)
 
 
 def test_a_patch_that_is_already_there_does_not_apply(tmp_path: Path, work: Path, log: Log) -> None:
     patch = _patch(tmp_path, "1.patch", _diff("arch/x86/old.c", b"int older;\n", b"int old;\n"))
-    with pytest.raises(PatchError):
+    with pytest.raises(PatchError, match=r": arch/x86/old\.c has the change already;"):
+        work_out(_BASE.get, [(patch,)], work, log=log)
+
+
+def test_a_file_that_a_patch_adds_may_not_be_there(tmp_path: Path, work: Path, log: Log) -> None:
+    patch = _patch(tmp_path, "1.patch", _diff("arch/x86/old.c", None, b"int old;\n"))
+    with pytest.raises(PatchError, match=r": arch/x86/old\.c has the change already;"):
         work_out(_BASE.get, [(patch,)], work, log=log)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from images.cache import Cache
 from images.kernel import flavours, unchanged
-from images.kernel.build import SOFTSEAM
+from images.kernel.patched import SOFTSEAM
 from images.patching import paths_of
 
 _FILES = (

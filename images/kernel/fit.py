@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which flavours' patches apply to a kernel source, found without building it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from images.commands import Log
+from images.kernel import flavours, patched
+from images.patching import PatchError
+
+
+def misfits(original: Callable[[str], bytes | None], scratch: Path, log: Log) -> dict[str, str]:
+    """Return flavour → the patch, file and hunk that do not fit, empty where all of them apply.
+
+    The patches of ``upstream``, the hooks, are part of every flavour.
+
+    :param original: path → the source's content, None where it has no such file.
+    :param scratch: an empty folder.
+    """
+    found = {}
+    for name, flavour in flavours.load().items():
+        folder = scratch / name
+        folder.mkdir()
+        try:
+            patched.changes(flavour, original, folder, onto="it", otherwise="", log=log)
+        except PatchError as error:
+            found[name] = error.misfit
+        else:
+            found[name] = ""
+    return found
