@@ -62,6 +62,27 @@ def ensure_kernel(
     )
 
 
+def kernel_versions(
+    *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
+) -> list[str]:
+    """Returns the versions of Debian's source that can be TDX hosts: the newest of each series, oldest first.
+
+    :raises BuildError: no network.
+    """
+    from images.kernel import source
+
+    return source.offered(cache or Cache(), report or reporter(), mirror=mirror)
+
+
+def kernel_misfits(
+    version: str, *, cache: Cache | None = None, report: Reporter | None = None
+) -> dict[str, str]:
+    """Returns flavour → why its patches do not apply to a version that was built, empty where they do."""
+    from images.kernel import fit
+
+    return fit.misfits_of_kept(cache or Cache(), version, report or reporter())
+
+
 def ensure_rootfs(
     *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
 ) -> Path:

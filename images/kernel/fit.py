@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from images.cache import Cache
 from images.commands import Log
-from images.kernel import flavours, patched
+from images.kernel import flavours, patched, source
+from images.kernel.tree import KeptTree
 from images.patching import PatchError
+from images.progress import Reporter
 
 
 def misfits(original: Callable[[str], bytes | None], scratch: Path, log: Log) -> dict[str, str]:
@@ -30,3 +33,17 @@ def misfits(original: Callable[[str], bytes | None], scratch: Path, log: Log) ->
         else:
             found[name] = ""
     return found
+
+
+def misfits_of_kept(cache: Cache, version: str, reporter: Reporter) -> dict[str, str]:
+    """Return the same for a version that was built from Debian's source; empty without its tree."""
+    used = source.last_used(cache).recall(version)
+    if used is None:
+        return {}
+    tree = KeptTree(source.kept_folder(cache, used))
+    with (
+        cache.lock(f"tree-{tree.folder.name}", reporter),
+        cache.new_log("patches") as log,
+        cache.scratch("patches") as scratch,
+    ):
+        return misfits(tree.original, scratch, log) if tree.src.is_dir() else {}

@@ -22,6 +22,8 @@ from images.sources import LastUsed, Source, upstream_version
 
 SUITE = "trixie-backports"
 SERIES = "7.3"
+FIRST = (6, 16)
+"""The first Linux whose KVM runs TDs."""
 UNPACKED_BYTES = 1_500_000_000
 """Space that fetching and unpacking needs at its height."""
 
@@ -56,6 +58,11 @@ def choose(available: list[tuple[str, str]], asked: str | None) -> list[tuple[st
     usual = [item for item in available if item[0] == f"{_PREFIX}{SERIES}"]
     if usual:
         return newest_first(usual)[:1]
+    return newest_of_each(available)
+
+
+def newest_of_each(available: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The newest (package, version) of each series, newest series first."""
     best: dict[str, tuple[str, str]] = {}
     for item in newest_first(available):
         best.setdefault(item[0], item)
@@ -91,11 +98,31 @@ def candidates(
     yield from (source for source in listed if source != known)
 
 
-def _listed(work: Work, asked: str | None) -> list[Source]:
+def offered(cache: Cache, reporter: Reporter, *, mirror: str | None) -> list[str]:
+    """The versions of a mirror whose KVM can be a TDX host: the newest of each series, oldest first.
+
+    :raises BuildError: no network.
+    """
+    with cache.lock("package-lists", reporter), work_on(cache, reporter, mirror, "kernel-source") as work:
+        _, available = _available(work)
+    return tdx_hosts(available)
+
+
+def tdx_hosts(available: list[tuple[str, str]]) -> list[str]:
+    """The newest version of each series that can be a TDX host, oldest first."""
+    series = newest_of_each([item for item in available if _numbers(item[0]) >= FIRST])
+    return [version for _, version in reversed(series)]
+
+
+def _available(work: Work) -> tuple[apt.PrivateApt, list[tuple[str, str]]]:
     [client] = sources.clients(work, [SUITE])
     with work.reporter.step("kernel: reading the package lists"):
         client.update()
-        available = client.versions(_PREFIX, r"\d+\.\d+")
+        return client, client.versions(_PREFIX, r"\d+\.\d+")
+
+
+def _listed(work: Work, asked: str | None) -> list[Source]:
+    client, available = _available(work)
     chosen = choose(available, asked)
     if not chosen:
         have = ", ".join(version for _, version in newest_first(available)) or "none"

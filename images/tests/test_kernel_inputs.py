@@ -51,6 +51,18 @@ def test_when_the_usual_series_is_gone_the_newest_of_each_is_tried() -> None:
 
 
 @_needs_dpkg
+def test_tdx_hosts_are_the_newest_of_each_series_since_6_16() -> None:
+    older = [("linux-source-6.12", "6.12.117-1"), ("linux-source-6.16", "6.16.3-1"), *_AVAILABLE]
+    assert source.tdx_hosts(older) == [
+        "6.16.3-1",
+        "7.1.7-1~bpo13+1",
+        "7.3.10-1~bpo13+1",
+        "7.9.2-1~bpo13+2",
+        "7.10.1-1~bpo13+1",
+    ]
+
+
+@_needs_dpkg
 @pytest.mark.parametrize("asked", ["7.9", "7.9.2", "7.9.2-1~bpo13+2", "linux-source-7.9"])
 def test_a_version_can_be_asked_for(asked: str) -> None:
     assert choose(_AVAILABLE, asked) == [("linux-source-7.9", "7.9.2-1~bpo13+2")]
