@@ -12,6 +12,8 @@ from images.kernel.flavours import Flavour
 from images.patching import Changes, work_out
 
 SOFTSEAM = "arch/x86/virt/softseam"
+HOOKED = "arch/x86/include/asm/softseam.h"
+"""A file of the hooks, which no Linux has."""
 
 _HERE = Path(__file__).parent
 
@@ -25,7 +27,7 @@ def changes(
     otherwise: str,
     log: Log,
 ) -> Changes:
-    """Work out a flavour's files.
+    """Work out a flavour's files; a tree whose owner has merged the hooks keeps those.
 
     :param folder: an empty folder; the other parameters are those of :func:`images.patching.work_out`.
     :raises PatchError: a patch does not apply.
@@ -35,9 +37,10 @@ def changes(
         for path in sorted((_HERE / "softseam").rglob("*"))
         if path.is_file()
     }
+    hooks = flavours.hook_patches() if original(HOOKED) is None else ()
     return work_out(
         original,
-        (flavours.hook_patches(), additions, flavour.patches),
+        (hooks, additions, flavour.patches),
         folder,
         onto=onto,
         otherwise=otherwise,

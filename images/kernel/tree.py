@@ -224,7 +224,7 @@ class UserTree:
         return trees.identity(self.folder, self._seen)
 
     def otherwise(self) -> str:
-        return f"see `python -m images patches {self.folder}` for the flavours whose patches apply"
+        return "merge its series into your tree with `git am -3`: a tree that has the hooks keeps its own"
 
     def kept_folder(self, cache: Cache) -> Path:
         key = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]

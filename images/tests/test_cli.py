@@ -15,7 +15,7 @@ from images import cli
 from images.cache import Artefact, Cache
 from images.errors import BuildError
 from images.kernel import build as kernel_build
-from images.kernel import flavours
+from images.kernel import flavours, patched
 from images.payloads import build as payloads_build
 from images.qemu import build as qemu_build
 from images.qemu import debian as buildroot
@@ -271,3 +271,6 @@ def test_patches_that_apply_to_a_tree_and_those_that_do_not_are_listed(
     [_, does_not] = capsys.readouterr().out.splitlines()
     assert does_not.startswith("  not upstream, fixed, v9, ")
     assert ".patch: arch/x86/kernel/cpu/common.c, hunk 1 (@@ -47,6 +47,7 @@), and 1 more" in does_not
+    (tree / patched.HOOKED).parent.mkdir(exist_ok=True)
+    (tree / patched.HOOKED).write_text("/* merged by hand */\n")
+    assert entry.main(command) == 0

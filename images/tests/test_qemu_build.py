@@ -181,7 +181,7 @@ def test_a_source_that_the_patches_do_not_fit_is_passed_over(
 ) -> None:
     mirror({"11.1.3+ds": _OTHER, "11.1.1+ds": _GOOD})
     assert build.ensure(cache, report).manifest()["version"] == "11.1.1"
-    note = "the patch patches/0001-a.patch does not apply to QEMU 11.1.3 (in accel/kvm.c)\n"
+    note = "the patch patches/0001-a.patch does not apply to QEMU 11.1.3: accel/kvm.c, hunk 1 ("
     assert note in said.getvalue()
 
 
@@ -193,7 +193,8 @@ def test_when_no_source_will_do_the_patch_is_named_for_each(
     with pytest.raises(BuildError) as caught:
         build.ensure(cache, report)
     assert caught.value.message == "; ".join(
-        f"the patch patches/0001-a.patch does not apply to QEMU {version} (in accel/kvm.c)"
+        f"the patch patches/0001-a.patch does not apply to QEMU {version}: "
+        "accel/kvm.c, hunk 1 (@@ -1,2 +1,2 @@)"
         for version in ("11.1.2", "11.1.1")
     )
     assert "--qemu-tree" in caught.value.hint
@@ -226,7 +227,7 @@ def test_the_source_used_last_needs_no_mirror_until_the_patches_do_not_fit(
         patch.write_text(_PATCH.replace("= 2", "= 3"))
         assert _binary(build.ensure(cache, report)).startswith("int kvm = 3;")
         patch.write_text(_PATCH.replace("kvm = 1", "kvm = 7"))
-        with pytest.raises(BuildError, match=r"does not apply to QEMU 11\.1\.1 .*; no network"):
+        with pytest.raises(BuildError, match=r"does not apply to QEMU 11\.1\.1: .*; no network"):
             build.ensure(cache, report)
     assert asked.fetched == ["11.1.1+ds"]
     mirror({"11.2.0+ds": _GOOD.replace("1", "7"), "11.1.1+ds": _GOOD})
