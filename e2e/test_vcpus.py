@@ -10,7 +10,7 @@ from fixtures.contracts.answers import answers, refused
 from fixtures.contracts.promises import Contract, Promise, Refusal, Sizes
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
-from fixtures.kvm import abi, build, commands
+from fixtures.kvm import build, commands
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.build import Assembly, Stage
 from fixtures.kvm.device import Kvm
@@ -131,7 +131,7 @@ def test_each_td_has_the_whole_limit_for_itself(kvm: Kvm, td: Td, limit: int) ->
 def test_refused_vcpu_takes_no_place(td: Td, limit: int, contract: Contract) -> None:
     for _ in range(limit):
         with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
-            td.create_vcpu(abi.KVM_MAX_VCPU_IDS)
+            td.create_vcpu(td.check_extension(Cap.MAX_VCPU_ID))
     create(td, limit)
 
 
@@ -190,14 +190,14 @@ def test_full_td_refuses_an_id_that_exists_as_one_too_many(td: Td, limit: int, c
 
 
 def test_id_out_of_range_is_refused(td: Td, contract: Contract) -> None:
-    for ident in (abi.KVM_MAX_VCPU_IDS, 1 << 31, 1 << 32, (1 << 32) + 1):
+    for ident in (td.check_extension(Cap.MAX_VCPU_ID), 1 << 31, 1 << 32, (1 << 32) + 1):
         with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
             td.create_vcpu(ident)
 
 
 @pytest.mark.tdx_needs("ground-truth")
 def test_ids_need_not_follow_each_other_and_become_apic_ids(td: Td, truth: Truth) -> None:
-    idents = (abi.KVM_MAX_VCPU_IDS - 1, 7)
+    idents = (td.check_extension(Cap.MAX_VCPU_ID) - 1, 7)
     for ident in idents:
         vcpu = td.create_vcpu(ident)
         vcpu.set_cpuid2()
