@@ -53,9 +53,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "qemu"
     (folder / "patches").mkdir(parents=True)
     (folder / "patches/0001-a.patch").write_text(_PATCH)
-    (folder / "build.py").touch()
+    for name in ("build.py", "devices.mak"):
+        (folder / name).write_text(f"# {name}\n")
     monkeypatch.setattr(build, "_HERE", folder)
     return folder
+
+
+_CONFIGS = "configs/devices/x86_64-softmmu"
+_OTHER_FILES = {"roms/big": "x", f"{_CONFIGS}/default.mak": "# all\n"}
 
 
 class _Mirror:
@@ -71,7 +76,7 @@ class _Mirror:
         for version, text in files.items():
             path = folder / f"qemu_{version}.orig.tar.xz"
             with tarfile.open(path, "w:xz") as archive:
-                for name, content in {"VERSION": version, "accel/kvm.c": text or "", "roms/big": "x"}.items():
+                for name, content in {"VERSION": version, "accel/kvm.c": text or "", **_OTHER_FILES}.items():
                     info = tarfile.TarInfo(f"qemu-{version}/{name}")
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content.encode()))
@@ -124,6 +129,7 @@ def built(
         place = root / "build"
         ran.append((argv, root))
         if argv[0] == "ninja":
+            assert (place / "qemu" / _CONFIGS / "tdx-e2e.mak").read_text() == "# devices.mak\n"
             (place / "out/qemu-system-x86_64").write_bytes((place / "qemu/accel/kvm.c").read_bytes())
             (place / "ccache/compiled").write_text("compiled\n")
         return []
@@ -346,8 +352,9 @@ def test_every_input_makes_another_qemu(here: Path, monkeypatch: pytest.MonkeyPa
     seen.append(_hash())
     (here / "patches/0002-b.patch").write_text(_PATCH)
     seen.append(_hash())
-    (here / "build.py").write_text("# changed\n")
-    seen.append(_hash())
+    for name in ("build.py", "devices.mak"):
+        (here / name).write_text("# changed\n")
+        seen.append(_hash())
     monkeypatch.setattr(build, "_CONFIGURE", (*build._CONFIGURE, "--enable-debug"))
     seen.append(_hash())
     monkeypatch.setattr(build, "DEBIAN", replace(debian.DEBIAN, packages=("gcc",)))
@@ -397,6 +404,7 @@ def _fill(folder: Path) -> Path:
         "VERSION": "11.1.50\n",
         "accel/kvm.c": _GOOD,
         "subprojects/keycodemapdb/meson.build": "project()\n",
+        f"{_CONFIGS}/default.mak": "# all\n",
     }
     for name, text in files.items():
         path = folder / name
@@ -411,7 +419,7 @@ def test_a_trees_fingerprint_leaves_out_git_and_what_a_build_made(tmp_path: Path
     before = user.files()
     assert set(before) == {
         *("configure", "meson.build", "VERSION", "accel/kvm.c"),
-        "subprojects/keycodemapdb/meson.build",
+        *("subprojects/keycodemapdb/meson.build", f"{_CONFIGS}/default.mak"),
     }
     for name in (
         ".git/HEAD",
@@ -447,7 +455,7 @@ def test_in_a_git_tree_what_meson_downloaded_counts_though_git_ignores_it(tmp_pa
     (user.folder / "VERSION").write_text("11.1.51\n")
     assert set(user.files()) == {
         *(".gitignore", "configure", "meson.build", "VERSION", "accel/kvm.c", "new.c"),
-        "subprojects/keycodemapdb/meson.build",
+        *("subprojects/keycodemapdb/meson.build", f"{_CONFIGS}/default.mak"),
     }
 
 
