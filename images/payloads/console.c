@@ -2,27 +2,40 @@
 /* payload: base=0xffff4000 */
 /*
  * Does what it is told by letters over the serial port; for a VMM that has a 16550 at 0x3f8.  The boot vCPU
- * listens; every other vCPU counts in private memory.  Needs memory at 1 MiB.  Prints "ready, N vCPUs\n", and
- * for each letter one line:
+ * listens, and halts until the serial port or, 18 times a second, the PIT interrupts it; every other vCPU counts
+ * in private memory.  Needs memory at 1 MiB.  Prints "ready, N vCPUs\n", and for each letter one line:
  * c: adds 1 to a number in private and to one in shared memory; "count P S", then the counts of the other vCPUs;
  * s: makes the page with the shared number shared (as it is at the start) and sets it to 0; "shared STATUS";
  * p: makes it private and accepts it; "private STATUS VALUE";
  * a: counts like that, line after line, until there is another letter, which it takes;
  * g: "gap MOST NOW": the longest time for which it was not there to listen since the last g, and the time, in
- *    ticks of the TSC;
+ *    ticks of the TSC; from then on it does not halt, so that it is always there while it runs;
  * m: accepts 16 MiB more, from 16 MiB on; "accepted MIB", or "accepted MIB STATUS" when the TDX module refuses;
  * q: asks for a quote in the page at 2 MiB minus 4 KiB, which is shared; "quote STATUS"; w: what has become of it,
  *    "quote STATUS OF-THE-REQUEST" (GHCI: all ones is in flight);
  * f: reports a fatal error, code 0xdead0000, text "payload";
  * r: asks the chipset for a reset; t: triple fault; any other: "what?".  A line's end is no letter.
  */
-#include "tdx.h"
+#include "interrupt.h"
 
+#define PORT_IER	0x3f9
+#define IER_RECEIVED	0x01
 #define PORT_LSR	0x3fd
 #define LSR_RECEIVED	0x01
 #define LSR_CAN_SEND	0x20
 #define PORT_RESET	0xcf9
 #define RESET_NOW	0x06
+
+#define PORT_PIT	0x40
+#define PORT_PIT_MODE	0x43
+#define PIT_RATE	0x34	/* channel 0, both bytes, mode 2 */
+
+#define IOAPIC_GPA	0xfec00000UL
+#define IOAPIC_WINDOW	0x10
+#define IOAPIC_PIN(n)	(0x10 + 2 * (n))
+#define PIN_PIT		2
+#define PIN_SERIAL	4
+#define VECTOR		0x51
 
 #define PAGE_GPA	0x100000UL
 #define QUOTE_GPA	0x1ff000UL
@@ -45,6 +58,58 @@ static volatile u32 *const shared = (u32 *)(SHARED_VA + PAGE_GPA);
 static volatile struct quote_header *const quote = (struct quote_header *)(SHARED_VA + QUOTE_GPA);
 
 static u64 accepted, last, longest;
+static bool busy;
+
+static struct gate idt[NR_VECTORS];
+
+void payload_interrupt(struct frame *frame)
+{
+	(void)frame;
+	wrmsr(X2APIC_EOI, 0);
+}
+
+static void write_mmio(u64 gpa, u32 value)
+{
+	struct vmcall call = { VMCALL_MMIO, 4, 1, SHARED_GPA | gpa, value };
+
+	vmcall(&call);
+}
+
+/* To vCPU 0, edge-triggered */
+static void route(u32 pin)
+{
+	write_mmio(IOAPIC_GPA, IOAPIC_PIN(pin) + 1);
+	write_mmio(IOAPIC_GPA + IOAPIC_WINDOW, 0);
+	write_mmio(IOAPIC_GPA, IOAPIC_PIN(pin));
+	write_mmio(IOAPIC_GPA + IOAPIC_WINDOW, VECTOR);
+}
+
+/*
+ * The serial port's interrupt ends the halt at once.  The PIT's is for one that gets lost with the VM in which it
+ * was pending, when the TD moves or the chipset is reset.
+ */
+static void enable_interrupts(void)
+{
+	/* In KVM's eyes too, which drops what is sent to a disabled APIC. */
+	struct vmcall enable = { VMCALL_WRMSR, X2APIC_SPIV, SPIV_ENABLED | 0xff, 0, 0 };
+
+	set_gate(&idt[VECTOR], interrupt_entry);
+	load_idt(idt);
+	vmcall(&enable);
+	route(PIN_SERIAL);
+	io(PORT_IER, 1, 1, IER_RECEIVED);
+	route(PIN_PIT);
+	io(PORT_PIT_MODE, 1, 1, PIT_RATE);
+	io(PORT_PIT, 1, 1, 0);
+	io(PORT_PIT, 1, 1, 0);
+}
+
+/* Interrupts are off everywhere else: one that comes after the last look stays pending, and ends the halt. */
+static void await_interrupt(void)
+{
+	halt(0);
+	asm volatile("sti; nop; cli" : : : "memory");
+}
 
 static u64 rdtsc(void)
 {
@@ -182,6 +247,7 @@ static void do_as_told(char letter, u64 vcpus)
 		count_on(vcpus);
 		break;
 	case 'g':
+		busy = 1;
 		say_word("gap ", longest);
 		say_word(" ", rdtsc());
 		longest = 0;
@@ -231,6 +297,7 @@ void payload_main(u64 index, u64 rcx)
 	tdcall_info(&info);
 	info.vcpus &= 0xffffffff;
 	map_gpa(SHARED_GPA | PAGE_GPA, PAGE);
+	enable_interrupts();
 	say_word("ready, ", info.vcpus);
 	say_text(" vCPUs\n");
 	for (;;) {
@@ -238,6 +305,8 @@ void payload_main(u64 index, u64 rcx)
 		if (is_told()) {
 			do_as_told(io(PORT_TEXT, 1, 0, 0), info.vcpus);
 			last = 0;
+		} else if (!busy) {
+			await_interrupt();
 		}
 	}
 }
