@@ -62,9 +62,12 @@ enum seam_leaf {
 /* TDCALL leaves, the guest's side */
 #define TDG_VP_VMCALL			0
 #define TDG_VP_INFO			1
+#define TDG_MR_RTMR_EXTEND		2
 #define TDG_VP_VEINFO_GET		3
 #define TDG_VP_CPUIDVE_SET		5
 #define TDG_MEM_PAGE_ACCEPT		6
+#define TDG_VM_RD			7
+#define TDG_VM_WR			8
 
 /*
  * Completion status: [63:32] class and name, [31:0] detail, which for an
@@ -199,10 +202,14 @@ enum seam_sept_state {
 #define EXIT_TRIPLE_FAULT		2
 #define EXIT_CPUID			10
 #define EXIT_HLT			12
+#define EXIT_INVD			13
+#define EXIT_VMCALL			18
+#define EXIT_CR_ACCESS			28
 #define EXIT_IO				30
 #define EXIT_RDMSR			31
 #define EXIT_WRMSR			32
 #define EXIT_EPT_VIOLATION		48
+#define EXIT_WBINVD			54
 #define EXIT_TDCALL			77
 
 #define INTR_INFO_VALID			BIT(31)
@@ -219,12 +226,18 @@ enum seam_sept_state {
 #define TD_ATTR_DEBUG			BIT_ULL(0)
 #define TD_ATTR_SEPT_VE_DISABLE		BIT_ULL(28)
 #define TD_ATTR_PKS			BIT_ULL(30)
+#define TD_ATTR_PERFMON			BIT_ULL(63)
 
-#define XFAM_X87_SSE			0x3ULL
+#define XFAM_X87			BIT_ULL(0)
+#define XFAM_SSE			BIT_ULL(1)
+#define XFAM_X87_SSE			(XFAM_X87 | XFAM_SSE)
 #define XFAM_AVX			BIT_ULL(2)
 #define XFAM_AVX512			GENMASK_ULL(7, 5)
+#define XFAM_PT				BIT_ULL(8)
 #define XFAM_PKRU			BIT_ULL(9)
 #define XFAM_CET			GENMASK_ULL(12, 11)
+#define XFAM_UINTR			BIT_ULL(14)
+#define XFAM_LBR			BIT_ULL(15)
 #define XFAM_AMX			GENMASK_ULL(18, 17)
 #define TD_CONFIG_GPAW_52		BIT_ULL(0)
 #define TD_CONFIG_NO_RBP_MOD		BIT_ULL(2)
@@ -281,6 +294,12 @@ static_assert(offsetof(struct seam_td_params, cpuid) == 256);
 #define FIELD_TDCS_TSC_MULTIPLIER	0x110000000000000BULL
 #define FIELD_TDCS_CPUID_VALUES		0x9410000300000000ULL
 #define FIELD_TDCS_CPUID_MASK		0xFFFFFFFFFF000000ULL
+
+/* TDG.VM.RD and .WR */
+#define FIELD_TDCS_CONFIG_FLAGS		0x1110000300000016ULL
+#define FIELD_TDCS_TD_CTLS		0x1110000300000017ULL
+#define FIELD_TDCS_NOTIFY_ENABLES	0x9100000000000010ULL
+#define FIELD_TDCS_TOPOLOGY_ENUM	0x9100000000000019ULL
 
 /* TDH.VP.RD and .WR: class in [62:56], field code in [31:0] */
 #define FIELD_CLASS(f)			(((f) >> 56) & 0x7f)

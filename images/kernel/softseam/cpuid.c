@@ -8,10 +8,15 @@
 #include <linux/build_bug.h>
 #include <linux/string.h>
 #include <asm/cpuid/api.h>
+#include <asm/fpu/xcr.h>
+#include <asm/msr-index.h>
+#include <asm/processor-flags.h>
 
 #include "abi.h"
 #include "cpuid.h"
 #include "td.h"
+#include "vmcb.h"
+#include "vp.h"
 
 #define NO_SUBLEAF	0xffffffffU
 #define ALL		0xffffffffU
@@ -39,12 +44,15 @@
 #define ECX1_RDRAND	BIT_U32(30)
 #define ECX1_HYPERVISOR	BIT_U32(31)
 
+#define EBX1_INITIAL_APIC_ID(n)	((u32)(n) << 24)
+
 #define EBX7_SGX	BIT_U32(2)
 #define EBX7_HLE	BIT_U32(4)
 #define EBX7_AVX2	BIT_U32(5)
 #define EBX7_RTM	BIT_U32(11)
 #define EBX7_MPX	BIT_U32(14)
 #define ECX7_WAITPKG	BIT_U32(5)
+#define ECX7_OSPKE	BIT_U32(4)
 #define ECX7_CET_SS	BIT_U32(7)
 #define ECX7_VAES	BIT_U32(9)
 #define ECX7_VPCLMULQDQ	BIT_U32(10)
@@ -66,7 +74,8 @@
 
 /* LAHF, LZCNT, PREFETCHW; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode */
 #define ECX81_NATIVE	(BIT_U32(0) | BIT_U32(5) | BIT_U32(8))
-#define EDX81_NATIVE	(BIT_U32(11) | BIT_U32(20) | GENMASK_U32(27, 26) | BIT_U32(29))
+#define EDX81_SYSCALL	BIT_U32(11)
+#define EDX81_NATIVE	(EDX81_SYSCALL | BIT_U32(20) | GENMASK_U32(27, 26) | BIT_U32(29))
 #define EDX87_INVARIANT_TSC BIT_U32(8)
 
 #define ECX1_ALWAYS	(ECX1_CX16 | ECX1_X2APIC | ECX1_POPCNT | ECX1_RDRAND | ECX1_HYPERVISOR)
@@ -80,30 +89,86 @@
 #define ECX1_NEEDS_AVX	(ECX1_FMA | ECX1_AVX | ECX1_F16C)
 #define ECX7_NEEDS_AVX	(ECX7_VAES | ECX7_VPCLMULQDQ)
 
+#define LAST_BASE	0x23U
+#define LAST_EXTENDED	0x80000008U
+#define FIRST_OF_VMM	0x40000000U
+#define LAST_OF_VMM	0x4fffffffU
+
 struct virtual_leaf {
 	u32 leaf, subleaf;
 	struct seam_cpuid config;	/* bits that the host sets */
 	struct seam_cpuid native;	/* bits copied from the CPU */
 	struct seam_cpuid fixed1;
+	u64 xfam;			/* all zeroes without one of these bits, if not 0 */
+	bool ve;			/* #VE for the guest all the same */
 };
 
 #define V(a, b, c, d)	{ .val = { a, b, c, d } }
+#define ZERO(leaf)	{ leaf, NO_SUBLEAF }
+#define XSTATE(n, bit)	{ 0xd, n, .native = V(ALL, ALL, ALL, 0), .xfam = bit }
 
+/* Leaves and sub-leaves that are not here are #VE. */
 static const struct virtual_leaf leaves[] = {
-	{ 0, NO_SUBLEAF, .native = V(0, ALL, ALL, ALL), .fixed1 = V(0x1f, 0, 0, 0) },
+	{ 0, NO_SUBLEAF, .native = V(0, ALL, ALL, ALL), .fixed1 = V(LAST_BASE, 0, 0, 0) },
 	{ 1, NO_SUBLEAF,
 	  .config = V(0x0fff3fff, 0x00ff0000, ECX1_CONFIG, EDX1_ACPI),
 	  .native = V(0, 0x0000ff00, ~(ECX1_CONFIG | ECX1_NEVER), ~EDX1_ACPI),
 	  .fixed1 = V(0, 0, ECX1_ALWAYS, 0) },
+	ZERO(3),
+	{ 4, 0, .native = V(ALL, ALL, ALL, ALL) },
+	{ 4, 1, .native = V(ALL, ALL, ALL, ALL) },
+	{ 4, 2, .native = V(ALL, ALL, ALL, ALL) },
+	{ 4, 3, .native = V(ALL, ALL, ALL, ALL) },
+	{ 4, 4 },
 	{ 7, 0,
 	  .config = V(0, EBX7_CONFIG, ECX7_CONFIG, 0),
 	  .native = V(0, ~(EBX7_CONFIG | EBX7_SGX), ~(ECX7_CONFIG | ECX7_CET_SS), ALL) },
+	{ 7, 1 },
+	{ 7, 2 },
+	ZERO(8),
+	ZERO(0xa),
 	{ 0xd, 0, .native = V(0, ALL, ALL, 0) },
 	{ 0xd, 1, .native = V(0xf, ALL, 0, 0) },
+	XSTATE(2, BIT_ULL(2)),
+	XSTATE(3, BIT_ULL(3)),
+	XSTATE(4, BIT_ULL(4)),
+	XSTATE(5, BIT_ULL(5)),
+	XSTATE(6, BIT_ULL(6)),
+	XSTATE(7, BIT_ULL(7)),
+	XSTATE(8, BIT_ULL(8)),
+	XSTATE(9, BIT_ULL(9)),
+	XSTATE(10, BIT_ULL(10)),
+	XSTATE(11, BIT_ULL(11)),
+	XSTATE(12, BIT_ULL(12)),
+	XSTATE(13, BIT_ULL(13)),
+	XSTATE(14, BIT_ULL(14)),
+	XSTATE(15, BIT_ULL(15)),
+	XSTATE(16, BIT_ULL(16)),
+	XSTATE(17, BIT_ULL(17)),
+	XSTATE(18, BIT_ULL(18)),
+	ZERO(0xe),
+	ZERO(0x11),
+	ZERO(0x12),
+	ZERO(0x13),
+	{ 0x14, 0 },
+	{ 0x14, 1 },
 	{ 0x15, NO_SUBLEAF, .fixed1 = V(1, 0, 25000000, 0) },
-	{ 0x1f, 0, .config = V(0x1f, 0xffff, 0xffff, 0) },
-	{ 0x1f, 1, .config = V(0x1f, 0xffff, 0xffff, 0) },
-	{ 0x80000000, NO_SUBLEAF, .fixed1 = V(0x80000008, 0, 0, 0) },
+	ZERO(0x19),
+	ZERO(0x1c),
+	{ 0x1d, 0 },
+	{ 0x1d, 1 },
+	ZERO(0x1e),
+	{ 0x1f, 0, .config = V(0x1f, 0xffff, 0xffff, 0), .ve = true },
+	{ 0x1f, 1, .config = V(0x1f, 0xffff, 0xffff, 0), .ve = true },
+	ZERO(0x20),
+	/* "IntelTDX    " */
+	{ 0x21, 0, .fixed1 = V(0, 0x65746e49, 0x20202020, 0x5844546c) },
+	ZERO(0x22),
+	{ 0x23, 0 },
+	{ 0x23, 1 },
+	{ 0x23, 2 },
+	{ 0x23, 3 },
+	{ 0x80000000, NO_SUBLEAF, .fixed1 = V(LAST_EXTENDED, 0, 0, 0) },
 	{ 0x80000001, NO_SUBLEAF, .native = V(0, 0, ECX81_NATIVE, EDX81_NATIVE) },
 	{ 0x80000006, NO_SUBLEAF, .native = V(0, 0, ALL, 0) },
 	{ 0x80000007, NO_SUBLEAF, .fixed1 = V(0, 0, 0, EDX87_INVARIANT_TSC) },
@@ -213,9 +278,13 @@ u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64
 		native_leaf(v, &native);
 		for (r = 0; r < 4; r++)
 			to->val[r] = (native.val[r] & v->native.val[r]) | v->fixed1.val[r];
+		if (v->xfam && !(tdcs->xfam & v->xfam))
+			memset(to, 0, sizeof(*to));
 		hide_gated(tdcs, v->leaf, to);
 		if (v->leaf == 0xd && !v->subleaf)
 			to->val[0] |= tdcs->xfam;
+		if (v->leaf == 0x15)
+			to->val[1] = params->tsc_frequency;
 		if (!configurable(v))
 			continue;
 		cpuid_config_mask(config, &mask);
@@ -239,15 +308,87 @@ u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64
 	return SEAM_SUCCESS;
 }
 
-const struct seam_cpuid *cpuid_find(const struct seam_tdcs *tdcs, u32 leaf, u32 subleaf)
+static const struct virtual_leaf *find(u32 leaf, u32 subleaf)
 {
-	unsigned int i;
+	const struct virtual_leaf *v;
 
-	for (i = 0; i < ARRAY_SIZE(leaves); i++)
-		if (leaves[i].leaf == leaf &&
-		    (leaves[i].subleaf == NO_SUBLEAF || leaves[i].subleaf == subleaf))
-			return &tdcs->cpuid[i];
+	for (v = leaves; v < leaves + ARRAY_SIZE(leaves); v++)
+		if (v->leaf == leaf && (v->subleaf == NO_SUBLEAF || v->subleaf == subleaf))
+			return v;
 	return NULL;
+}
+
+/* A feature that the host configures, by its bit in the TD's CPUID */
+bool cpuid_offers(const struct seam_tdcs *tdcs, enum cpuid_feature feature)
+{
+	const struct seam_cpuid *leaf1 = &tdcs->cpuid[find(1, 0) - leaves];
+	const struct seam_cpuid *leaf7 = &tdcs->cpuid[find(7, 0) - leaves];
+
+	switch (feature) {
+	case CPUID_DCA:
+		return leaf1->val[2] & ECX1_DCA;
+	case CPUID_TSC_DEADLINE:
+		return leaf1->val[2] & ECX1_TSC_DEADLINE;
+	case CPUID_TME:
+		return leaf7->val[2] & ECX7_TME;
+	case CPUID_TSX:
+		return leaf7->val[1] & (EBX7_HLE | EBX7_RTM);
+	case CPUID_WAITPKG:
+		return leaf7->val[2] & ECX7_WAITPKG;
+	}
+	return false;
+}
+
+/* The bits that depend on the vCPU and its registers */
+static void apply_dynamic(const struct seam_vp *vp, u32 leaf, u32 subleaf, struct seam_cpuid *to)
+{
+	const struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+	u64 host_xcr0;
+	u32 a, c, d;
+
+	switch (leaf) {
+	case 1:
+		to->val[1] |= EBX1_INITIAL_APIC_ID(vp->tdvps->index);
+		if (vmcb->cr4 & X86_CR4_OSXSAVE)
+			to->val[2] |= ECX1_OSXSAVE;
+		break;
+	case 7:
+		if (subleaf)
+			break;
+		to->val[2] &= ~ECX7_OSPKE;
+		if (vmcb->cr4 & X86_CR4_PKE)
+			to->val[2] |= ECX7_OSPKE;
+		break;
+	case 0xd:
+		if (subleaf > 1)
+			break;
+		host_xcr0 = xgetbv(XCR_XFEATURE_ENABLED_MASK);
+		xsetbv(XCR_XFEATURE_ENABLED_MASK, vp->tdvps->xcr0);
+		cpuid_count(leaf, subleaf, &a, &to->val[1], &c, &d);
+		xsetbv(XCR_XFEATURE_ENABLED_MASK, host_xcr0);
+		break;
+	case 0x80000001:
+		if (!(vmcb->efer & EFER_LMA && vmcb->cs.attrib & SEG_LONG))
+			to->val[3] &= ~EDX81_SYSCALL;
+		break;
+	}
+}
+
+/* False for what the guest has to ask the host. */
+bool cpuid_guest(const struct seam_vp *vp, u32 leaf, u32 subleaf, struct seam_cpuid *to)
+{
+	const struct virtual_leaf *v;
+
+	if (leaf > LAST_EXTENDED ||
+	    (leaf > LAST_BASE && leaf < FIRST_OF_VMM) ||
+	    (leaf > LAST_OF_VMM && leaf < 0x80000000))
+		leaf = LAST_BASE;
+	v = find(leaf, subleaf);
+	if (!v || v->ve)
+		return false;
+	*to = vp->td.tdcs->cpuid[v - leaves];
+	apply_dynamic(vp, leaf, subleaf, to);
+	return true;
 }
 
 /* Field id: leaf bit 31 in 16, leaf[6:0] in 15:9, no sub-leaf in 8, sub-leaf in 7:1 */

@@ -2,6 +2,7 @@
 /* TDH.VP.ENTER: runs the guest until an exit is for the host. */
 #include <linux/atomic.h>
 #include <linux/stddef.h>
+#include <asm/fpu/xcr.h>
 #include <asm/page.h>
 #include <asm/softseam.h>
 
@@ -11,6 +12,7 @@
 #include "exit.h"
 #include "guest.h"
 #include "lock.h"
+#include "msr.h"
 #include "td.h"
 #include "vapic.h"
 #include "vmrun.h"
@@ -98,21 +100,39 @@ static void guest_fpu_save(const struct seam_vp *vp)
 		     "a" ((u32)mask), "d" ((u32)(mask >> 32)) : "memory");
 }
 
+/*
+ * The guest's vector registers, XCR0 and TSC_AUX are in the CPU while it runs and
+ * no longer: what handles its exits may use them.
+ */
+static void run_until_exit(struct seam_vp *vp)
+{
+	u64 host_xcr0 = xgetbv(XCR_XFEATURE_ENABLED_MASK), host_tsc_aux;
+	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+
+	guest_fpu_load(vp);
+	host_tsc_aux = msr_load(vp);
+	xsetbv(XCR_XFEATURE_ENABLED_MASK, vp->tdvps->xcr0);
+	seam_vmrun(__pa(vmcb), seam_host_vmcb_pa(), &vp->tdvps->gprs);
+	/* QEMU 7.2 does not intercept XSETBV: what is outside XFAM lasts until the exit. */
+	vp->tdvps->xcr0 = xgetbv(XCR_XFEATURE_ENABLED_MASK) & vp->td.tdcs->xfam;
+	xsetbv(XCR_XFEATURE_ENABLED_MASK, host_xcr0);
+	msr_put_back(host_tsc_aux);
+	guest_fpu_save(vp);
+}
+
 static void run(struct seam_vp *vp, struct seam_exit *exit)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
 
-	guest_fpu_load(vp);
 	do {
 		guest_sync_shared_root(vp);
 		vapic_deliver(vp);
 		vmcb->tlb_control = VMCB_FLUSH_ALL;
-		seam_vmrun(__pa(vmcb), seam_host_vmcb_pa(), &vp->tdvps->gprs);
+		run_until_exit(vp);
 		vp->tdvps->nr_exits++;
 		/* An event whose delivery the exit interrupted is injected again. */
 		vmcb->event_inject = vmcb->exit_int_info & EVENT_VALID ? vmcb->exit_int_info : 0;
 	} while (guest_handle_exit(vp, exit) == GUEST_RESUME);
-	guest_fpu_save(vp);
 }
 
 static u64 enter_epoch(struct seam_vp *vp)

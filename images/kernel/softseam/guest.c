@@ -2,7 +2,6 @@
 /* The guest's state at reset, and the handling of its exits. */
 #define pr_fmt(fmt) "softseam: " fmt
 
-#include <linux/array_size.h>
 #include <linux/bits.h>
 #include <linux/init.h>
 #include <linux/printk.h>
@@ -15,9 +14,12 @@
 
 #include "abi.h"
 #include "cpuid.h"
+#include "cr.h"
 #include "event.h"
 #include "exit.h"
 #include "guest.h"
+#include "insn.h"
+#include "msr.h"
 #include "sept.h"
 #include "td.h"
 #include "tdcall.h"
@@ -30,8 +32,6 @@
 #define EPT_LARGE		BIT_ULL(7)
 #define EPT_SUPPRESS_VE		BIT_ULL(63)
 #define NPT_NX			BIT_ULL(63)
-#define PT_PRESENT		BIT_ULL(0)
-#define PT_LARGE		BIT_ULL(7)
 
 #define CR0_RESET	(X86_CR0_PE | X86_CR0_NE)
 /*
@@ -46,32 +46,12 @@
 #define MXCSR_OFFSET	24
 #define MXCSR_RESET	0x1f80
 
-/* All ports and MSRs are intercepted but the MSRs that a TD accesses directly. */
+/* All ports are intercepted. */
 static u8 iopm[3 * PAGE_SIZE] __aligned(PAGE_SIZE);
-static u8 msrpm[2 * PAGE_SIZE] __aligned(PAGE_SIZE);
-
-static const u32 own_msrs[] __initconst = {
-	MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_STAR, MSR_LSTAR, MSR_CSTAR,
-	MSR_SYSCALL_MASK, MSR_IA32_SYSENTER_CS, MSR_IA32_SYSENTER_ESP, MSR_IA32_SYSENTER_EIP,
-	MSR_IA32_TSC, MSR_IA32_CR_PAT,
-};
-
-/* The MSR permission map has two bits an MSR: from 0, from 0xc0000000 and from 0xc0010000. */
-static void __init msrpm_allow(u32 msr)
-{
-	u32 bit = msr >= 0xc0000000 ? 0x2000 * 2 + (msr - 0xc0000000) * 2 : msr * 2;
-
-	msrpm[bit / 8] &= ~(3 << bit % 8);
-}
 
 static int __init guest_init(void)
 {
-	int i;
-
 	memset(iopm, 0xff, sizeof(iopm));
-	memset(msrpm, 0xff, sizeof(msrpm));
-	for (i = 0; i < ARRAY_SIZE(own_msrs); i++)
-		msrpm_allow(own_msrs[i]);
 	return 0;
 }
 early_initcall(guest_init);
@@ -89,11 +69,14 @@ void guest_reset(struct seam_vp *vp, u64 rcx)
 
 	memset(vmcb, 0, sizeof(*vmcb));
 	vmcb->intercept_exceptions = BIT(X86_TRAP_UD);
-	vmcb->intercept_misc1 = ICPT_INTR | ICPT_NMI | ICPT_CPUID | ICPT_HLT | ICPT_IOIO |
-				ICPT_MSR | ICPT_SHUTDOWN;
-	vmcb->intercept_misc2 = ICPT2_SVM;
+	vmcb->intercept_cr = ICPT_CR_WRITE(0) | ICPT_CR_WRITE(4);
+	vmcb->intercept_misc1 = ICPT_INTR | ICPT_NMI | ICPT_RDPMC | ICPT_CPUID | ICPT_INVD |
+				ICPT_HLT | ICPT_IOIO | ICPT_MSR | ICPT_SHUTDOWN;
+	vmcb->intercept_misc2 = ICPT2_SVM | ICPT2_WBINVD | ICPT2_MONITOR | ICPT2_MWAIT |
+				ICPT2_XSETBV;
 	vmcb->iopm_pa = __pa_symbol(iopm);
-	vmcb->msrpm_pa = __pa_symbol(msrpm);
+	vmcb->msrpm_pa = msr_permissions_pa();
+	vmcb->tsc_offset = vp->td.tdcs->tsc_offset;
 	vmcb->asid = 1;
 	vmcb->int_control = INT_CTL_V_INTR_MASKING;
 	vmcb->nested_control = 1;
@@ -126,6 +109,7 @@ void guest_reset(struct seam_vp *vp, u64 rcx)
 	tdvps->gprs.rdx = cpuid_platform_fms();
 	tdvps->gprs.rsi = tdvps->index;
 	*(u32 *)(vp_xsave_area(tdvps) + MXCSR_OFFSET) = MXCSR_RESET;
+	tdvps->xcr0 = XFAM_X87;
 }
 
 /*
@@ -202,101 +186,56 @@ static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 	return GUEST_RESUME;
 }
 
-static bool guest_gva_to_gpa(struct seam_vp *vp, u64 gva, u64 *gpa)
-{
-	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
-	u64 table = vmcb->cr3 & PT_PA, *entry;
-	int shift;
-
-	if (!(vmcb->cr0 & X86_CR0_PG)) {
-		*gpa = gva;
-		return true;
-	}
-	if (!(vmcb->efer & EFER_LMA) || vmcb->cr4 & X86_CR4_LA57)
-		return false;
-	for (shift = 39; ; shift -= 9) {
-		entry = sept_gpa_to_va(vp->td.tdcs, table + (gva >> shift & 511) * sizeof(*entry));
-		if (!entry || !(*entry & PT_PRESENT))
-			return false;
-		table = *entry & PT_PA;
-		if (shift == 12 || (shift < 39 && *entry & PT_LARGE)) {
-			u64 offset = BIT_ULL(shift) - 1;
-
-			*gpa = (table & ~offset) | (gva & offset);
-			return true;
-		}
-	}
-}
-
-/* Copy the bytes at the guest's RIP, which may cross a page. */
-static bool guest_read_insn(struct seam_vp *vp, u8 *buf, unsigned int len)
-{
-	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
-	unsigned int i;
-	u64 gpa;
-	u8 *byte;
-
-	for (i = 0; i < len; i++) {
-		if (!guest_gva_to_gpa(vp, vmcb->cs.base + vmcb->rip + i, &gpa))
-			return false;
-		byte = sept_gpa_to_va(vp->td.tdcs, gpa);
-		if (!byte)
-			return false;
-		buf[i] = *byte;
-	}
-	return true;
-}
-
+/* TDCALL and VMCALL, which the CPU does not have */
 static enum guest_next handle_ud(struct seam_vp *vp, struct seam_exit *exit)
 {
-	static const u8 tdcall[] = { 0x66, 0x0f, 0x01, 0xcc };
-	u8 insn[sizeof(tdcall)];
+	static const u8 tdcall[] = { 0x66, 0x0f, 0x01, 0xcc }, vmcall[] = { 0x0f, 0x01, 0xc1 };
+	struct seam_insn insn;
 
-	if (guest_read_insn(vp, insn, sizeof(insn)) && !memcmp(insn, tdcall, sizeof(insn)))
+	insn_fetch(vp, &insn);
+	if (insn_is(&insn, tdcall, sizeof(tdcall)))
 		return tdcall_handle(vp, exit);
-	event_exception(vp, X86_TRAP_UD, false, 0);
+	if (insn_is(&insn, vmcall, sizeof(vmcall)))
+		event_ve(vp, EXIT_VMCALL, 0, 0, 0, sizeof(vmcall), 0);
+	else
+		event_exception(vp, X86_TRAP_UD, false, 0);
 	return GUEST_RESUME;
 }
 
-static enum guest_next handle_cpuid(struct seam_vp *vp)
+/* QEMU 7.2 exits with the code of WBINVD for INVD too. */
+static void handle_wbinvd(struct seam_vp *vp)
+{
+	struct seam_insn insn;
+	bool is_invd;
+
+	insn_fetch(vp, &insn);
+	is_invd = insn.bytes[insn.opcode + 1] == 0x08;
+	event_ve(vp, is_invd ? EXIT_INVD : EXIT_WBINVD, 0, 0, 0, insn.opcode + 2, 0);
+}
+
+static void handle_cpuid(struct seam_vp *vp)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
 	struct seam_gprs *gprs = &vp->tdvps->gprs;
-	const struct seam_cpuid *cpuid;
+	struct seam_cpuid cpuid;
 
-	cpuid = cpuid_find(vp->td.tdcs, vmcb->rax, gprs->rcx);
-	if (!cpuid || vp->tdvps->cpuidve & (vmcb->cpl ? BIT(1) : BIT(0))) {
+	if (!cpuid_guest(vp, vmcb->rax, gprs->rcx, &cpuid) ||
+	    vp->tdvps->cpuidve & (vmcb->cpl ? BIT(1) : BIT(0))) {
 		event_ve(vp, EXIT_CPUID, 0, 0, 0, 2, 0);
-		return GUEST_RESUME;
+		return;
 	}
-	vmcb->rax = cpuid->val[0];
-	gprs->rbx = cpuid->val[1];
-	gprs->rcx = cpuid->val[2];
-	gprs->rdx = cpuid->val[3];
+	vmcb->rax = cpuid.val[0];
+	gprs->rbx = cpuid.val[1];
+	gprs->rcx = cpuid.val[2];
+	gprs->rdx = cpuid.val[3];
 	vmcb->rip += 2;
-	return GUEST_RESUME;
 }
 
-static enum guest_next handle_msr(struct seam_vp *vp)
+static enum guest_next disable_vcpu(struct seam_vp *vp, struct seam_exit *exit)
 {
-	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
-	struct seam_gprs *gprs = &vp->tdvps->gprs;
-	bool write = vmcb->exit_info1 & 1;
-	u64 val = (u32)vmcb->rax | gprs->rdx << 32;
-	u32 msr = gprs->rcx;
-
-	if (msr == MSR_EFER && !write) {
-		val = vmcb->efer & ~EFER_SVME;
-	} else if (!vapic_msr(vp, msr, write, &val)) {
-		event_ve(vp, write ? EXIT_WRMSR : EXIT_RDMSR, 0, 0, 0, 2, 0);
-		return GUEST_RESUME;
-	}
-	if (!write) {
-		vmcb->rax = (u32)val;
-		gprs->rdx = val >> 32;
-	}
-	vmcb->rip += 2;
-	return GUEST_RESUME;
+	vp->tdvps->state = VCPU_DISABLED;
+	exit->rax = SEAM_NON_RECOVERABLE_VCPU | EXIT_TRIPLE_FAULT;
+	return GUEST_EXIT;
 }
 
 enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
@@ -317,36 +256,54 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 		exit->rax = EXIT_EXCEPTION_NMI;
 		exit->r9 = INTR_INFO_NMI;
 		return GUEST_EXIT;
-	case SVM_EXIT_VIRT_INTR:
-		return GUEST_RESUME;
 	case SVM_EXIT_NESTED_PF:
 		return handle_npf(vp, exit);
 	case SVM_EXIT_EXC(X86_TRAP_UD):
 		return handle_ud(vp, exit);
+	case SVM_EXIT_SHUTDOWN_EVT:
+		return disable_vcpu(vp, exit);
+	case SVM_EXIT_VIRT_INTR:
+		break;
 	case SVM_EXIT_CPUID_INSN:
-		return handle_cpuid(vp);
+		handle_cpuid(vp);
+		break;
 	case SVM_EXIT_MSR_INSN:
-		return handle_msr(vp);
+		msr_access(vp);
+		break;
+	case SVM_EXIT_CR_WRITE(0):
+		cr_write(vp, 0);
+		break;
+	case SVM_EXIT_CR_WRITE(4):
+		cr_write(vp, 4);
+		break;
+	case SVM_EXIT_XSETBV_INSN:
+		cr_xsetbv(vp);
+		break;
 	case SVM_EXIT_HLT_INSN:
 		event_ve(vp, EXIT_HLT, 0, 0, 0, 1, 0);
-		return GUEST_RESUME;
+		break;
+	case SVM_EXIT_INVD_INSN:
+	case SVM_EXIT_WBINVD_INSN:
+		handle_wbinvd(vp);
+		break;
 	case SVM_EXIT_IO_INSN:
-		event_ve(vp, EXIT_IO, vmcb->exit_info1, 0, 0,
+		event_ve(vp, EXIT_IO, insn_io_qualification(vp), 0, 0,
 			 vmcb->exit_info2 - vmcb->rip, 0);
-		return GUEST_RESUME;
-	case SVM_EXIT_VMRUN_INSN ... SVM_EXIT_CLGI_INSN:
+		break;
+	case SVM_EXIT_RDPMC_INSN:
+		event_exception(vp, X86_TRAP_GP, true, 0);
+		break;
+	case SVM_EXIT_MONITOR_INSN:
+	case SVM_EXIT_MWAIT_INSN:
+	case SVM_EXIT_VMRUN_INSN ... SVM_EXIT_SKINIT_INSN:
 		event_exception(vp, X86_TRAP_UD, false, 0);
-		return GUEST_RESUME;
-	case SVM_EXIT_SHUTDOWN_EVT:
-		vp->tdvps->state = VCPU_DISABLED;
-		exit->rax = SEAM_NON_RECOVERABLE_VCPU | EXIT_TRIPLE_FAULT;
-		return GUEST_EXIT;
+		break;
 	default:
+		/* At the guest's own cost only: a fatal TD would keep pages of the host. */
 		pr_warn_ratelimited("unexpected exit 0x%llx, info 0x%llx 0x%llx, rip 0x%llx\n",
 				    vmcb->exit_code, vmcb->exit_info1, vmcb->exit_info2,
 				    vmcb->rip);
-		vp->td.tdr->fatal = 1;
-		exit->rax = SEAM_NON_RECOVERABLE_TD | EXIT_TRIPLE_FAULT;
-		return GUEST_EXIT;
+		return disable_vcpu(vp, exit);
 	}
+	return GUEST_RESUME;
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* TD_PARAMS: what TDH.MNG.INIT accepts, checked in the module's order. */
-#include <linux/math64.h>
 #include <linux/string.h>
 #include <asm/tsc.h>
 
@@ -11,17 +10,16 @@
 #include "td.h"
 
 #define ATTR_MIGRATABLE		BIT_ULL(29)
-#define ATTR_PERFMON		BIT_ULL(63)
 
 #define CONFIG_FLAGS_FIXED0	(TD_CONFIG_GPAW_52 | TD_CONFIG_NO_RBP_MOD)
 #define EPTP_MT_WB		6
 #define EPTP_LEVELS(n)		(((n) - 1ULL) << 3)
-#define TSC_UNIT_KHZ		25000
+#define TSC_MULTIPLIER_ONE	BIT_ULL(48)
 #define TSC_FREQUENCY_MIN	4
 #define TSC_FREQUENCY_MAX	400
 
 const u64 seam_attributes_fixed0 = TD_ATTR_DEBUG | TD_ATTR_SEPT_VE_DISABLE |
-				   ATTR_MIGRATABLE | TD_ATTR_PKS | ATTR_PERFMON;
+				   ATTR_MIGRATABLE | TD_ATTR_PKS | TD_ATTR_PERFMON;
 const u64 seam_attributes_fixed1;
 const u64 seam_xfam_fixed0 = XFAM_X87_SSE | XFAM_AVX | XFAM_PKRU;
 const u64 seam_xfam_fixed1 = XFAM_X87_SSE;
@@ -31,7 +29,7 @@ static bool attributes_ok(u64 attributes)
 	if (attributes & ~seam_attributes_fixed0)
 		return false;
 	return !(attributes & ATTR_MIGRATABLE &&
-		 attributes & (TD_ATTR_DEBUG | ATTR_PERFMON));
+		 attributes & (TD_ATTR_DEBUG | TD_ATTR_PERFMON));
 }
 
 static bool xfam_ok(u64 xfam)
@@ -84,10 +82,9 @@ u64 params_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u6
 	tdcs->eptp_controls = params->eptp_controls;
 	tdcs->tsc_frequency = params->tsc_frequency;
 	tdcs->gpaw = 48;
-	/* As TDH.MNG.RD reports them; the guest's RDTSC returns the host's TSC. */
-	tdcs->tsc_multiplier = mul_u64_u64_div_u64((u64)params->tsc_frequency * TSC_UNIT_KHZ,
-						   1ULL << 48, tsc_khz);
-	tdcs->tsc_offset = -mul_u64_u64_shr(rdtsc(), tdcs->tsc_multiplier, 48);
+	/* SVM under TCG does not scale the TSC: the guest's has the host's rate, whatever the parameter. */
+	tdcs->tsc_multiplier = TSC_MULTIPLIER_ONE;
+	tdcs->tsc_offset = -rdtsc();
 	memcpy(tdcs->mrconfigid, params->mrconfigid, sizeof(tdcs->mrconfigid));
 	memcpy(tdcs->mrowner, params->mrowner, sizeof(tdcs->mrowner));
 	memcpy(tdcs->mrownerconfig, params->mrownerconfig, sizeof(tdcs->mrownerconfig));

@@ -399,10 +399,16 @@ u64 sept_accept(struct seam_tdcs *tdcs, u64 gpa, int level)
 
 	if (!seam_trylock_shared(&tdcs->sept_lock))
 		return OPND(SEAM_OPERAND_BUSY, OPND_SEPT_TREE);
-	sept_walk_to(tdcs, gpa, LEVEL_4K, &walk);
+	sept_walk_to(tdcs, gpa, level, &walk);
 	err = SEAM_EPT_WALK_FAILED;
-	if (walk.level != LEVEL_4K)
+	if (walk.level != level)
 		goto unlock_tree;
+	if (level != LEVEL_4K) {
+		/* There are no large pages: this is a table of smaller ones, or free. */
+		if (READ_ONCE(*walk.entry) & SEPT_NONLEAF)
+			err = SEAM_PAGE_SIZE_MISMATCH | level;
+		goto unlock_tree;
+	}
 	err = OPND(SEAM_OPERAND_BUSY, OPND_RCX);
 	if (!entry_trylock(walk.entry))
 		goto unlock_tree;
@@ -412,10 +418,6 @@ u64 sept_accept(struct seam_tdcs *tdcs, u64 gpa, int level)
 		err = SEAM_PAGE_ALREADY_ACCEPTED | LEVEL_4K;
 		break;
 	case SEPT_PENDING:
-		if (level != LEVEL_4K) {
-			err = SEAM_PAGE_SIZE_MISMATCH | level;
-			break;
-		}
 		memset(__va(sept_entry_pa(entry)), 0, PAGE_SIZE);
 		entry_set_locked(walk.entry, (entry & ~SEPT_IS_PENDING) | NPT_RWU);
 		err = SEAM_SUCCESS;

@@ -13,7 +13,8 @@
 #include "pamt.h"
 
 #define SEAM_NR_TDCS_PAGES	6
-#define SEAM_NR_CPUID		32
+#define SEAM_NR_CPUID		64
+#define SEAM_NR_RTMRS		4
 
 /* What the pages that TDH.MNG.ADDCX adds contain; the others are there because real ones are. */
 enum { TDCS_STATE, TDCS_CPUID, TDCS_SPARE, TDCS_SEPT_ROOT };
@@ -52,6 +53,9 @@ struct seam_tdcs {
 	u8 mrconfigid[48], mrowner[48], mrownerconfig[48];
 	struct sha384_ctx measuring;
 	u8 mrtd[SHA384_DIGEST_SIZE];
+	u8 rtmr[SEAM_NR_RTMRS][SHA384_DIGEST_SIZE];
+	u64 td_ctls;			/* what the guest has set with TDG.VM.WR */
+	u64 notify_enables;
 	u64 sept_root;
 	struct seam_cpuid *cpuid;	/* SEAM_NR_CPUID values, in a page of the TD's */
 	DECLARE_BITMAP(x2apic_ids, 1024);

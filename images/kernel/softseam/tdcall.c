@@ -10,11 +10,11 @@
 #include "sept.h"
 #include "tdcall.h"
 #include "td.h"
+#include "tdg.h"
 #include "vmcb.h"
 #include "vp.h"
 
 #define TDCALL_LEN	4
-#define CS_LONG		BIT(9)		/* in the VMCB's packed attributes */
 
 /* A TDVMCALL does not pass RAX, RCX, RSP nor, since all TDs have NO_RBP_MOD, RBP. */
 #define VMCALL_MASK_NEVER	(BIT(0) | BIT(1) | BIT(4) | BIT(5))
@@ -110,7 +110,7 @@ enum guest_next tdcall_handle(struct seam_vp *vp, struct seam_exit *exit)
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
 	u64 err;
 
-	if (!(vmcb->efer & EFER_LMA) || !(vmcb->cs.attrib & CS_LONG) || vmcb->cpl) {
+	if (!(vmcb->efer & EFER_LMA) || !(vmcb->cs.attrib & SEG_LONG) || vmcb->cpl) {
 		event_exception(vp, X86_TRAP_GP, true, 0);
 		return GUEST_RESUME;
 	}
@@ -124,6 +124,15 @@ enum guest_next tdcall_handle(struct seam_vp *vp, struct seam_exit *exit)
 		break;
 	case TDG_VP_VEINFO_GET:
 		err = vp_veinfo_get(vp);
+		break;
+	case TDG_MR_RTMR_EXTEND:
+		err = tdg_rtmr_extend(vp);
+		break;
+	case TDG_VM_RD:
+		err = tdg_vm_rd(vp);
+		break;
+	case TDG_VM_WR:
+		err = tdg_vm_wr(vp);
 		break;
 	case TDG_VP_CPUIDVE_SET:
 		err = vp_cpuidve_set(vp);

@@ -16,7 +16,6 @@
 #include "vp.h"
 
 #define X2APIC_FIRST	0x800
-#define X2APIC_LAST	0x8ff
 #define VECTOR_NMI	2
 #define PRIO(vector)	((vector) >> 4)
 
@@ -107,7 +106,9 @@ void vapic_deliver(struct seam_vp *vp)
 	vmcb->int_control &= ~(INT_CTL_V_IRQ | INT_CTL_V_IGN_TPR);
 	vmcb->intercept_misc1 &= ~ICPT_VINTR;
 
-	if (vp->tdvps->pend_nmi && !(vmcb->event_inject & EVENT_VALID)) {
+	/* A guest handles its #VE first: one in the handler of the NMI would be #DF. */
+	if (vp->tdvps->pend_nmi && !vp->tdvps->ve.valid &&
+	    !(vmcb->event_inject & EVENT_VALID)) {
 		vmcb->event_inject = EVENT_VALID | EVENT_NMI | VECTOR_NMI;
 		vp->tdvps->pend_nmi = false;
 	}
@@ -129,36 +130,34 @@ static void vapic_eoi(struct seam_tdvps *tdvps)
 		*vapic_word(tdvps, APIC_ISR, vector) &= ~BIT(vector % 32);
 }
 
-/* False for a register that the host virtualizes: the guest gets #VE. */
-bool vapic_msr(struct seam_vp *vp, u32 msr, bool write, u64 *val)
+/* A register that the guest accesses directly; the page has 0 for one without a meaning. */
+u64 vapic_read(const struct seam_tdvps *tdvps, u32 msr)
 {
-	struct seam_tdvps *tdvps = vp->tdvps;
 	u32 reg = (msr - X2APIC_FIRST) << 4;
 
-	if (msr < X2APIC_FIRST || msr > X2APIC_LAST)
-		return false;
-	if (write) {
-		switch (reg) {
-		case APIC_TASKPRI:
-			*vapic_reg(tdvps, reg) = *val & 0xff;
-			return true;
-		case APIC_EOI:
-			vapic_eoi(tdvps);
-			return true;
-		case APIC_SELF_IPI:
-			*vapic_word(tdvps, APIC_IRR, *val & 0xff) |= BIT(*val % 32);
-			return true;
-		default:
-			return false;
-		}
-	}
+	return reg == APIC_PROCPRI ? vapic_ppr(tdvps) : *vapic_reg(tdvps, reg);
+}
+
+/* False for a read-only register, and for a value that sets a reserved bit. */
+bool vapic_write(struct seam_tdvps *tdvps, u32 msr, u64 val)
+{
+	u32 reg = (msr - X2APIC_FIRST) << 4;
+
 	switch (reg) {
-	case APIC_PROCPRI:
-		*val = vapic_ppr(tdvps);
-		return true;
 	case APIC_TASKPRI:
-	case APIC_ISR ... APIC_IRR + 0x70:
-		*val = *vapic_reg(tdvps, reg);
+		if (val & ~0xffULL)
+			return false;
+		*vapic_reg(tdvps, reg) = val;
+		return true;
+	case APIC_EOI:
+		if (val)
+			return false;
+		vapic_eoi(tdvps);
+		return true;
+	case APIC_SELF_IPI:
+		if (val & ~0xffULL)
+			return false;
+		*vapic_word(tdvps, APIC_IRR, val) |= BIT(val % 32);
 		return true;
 	default:
 		return false;

@@ -8,6 +8,7 @@
 
 void vapic_deliver(struct seam_vp *vp);
 bool vapic_pending(const struct seam_tdvps *tdvps);
-bool vapic_msr(struct seam_vp *vp, u32 msr, bool write, u64 *val);
+u64 vapic_read(const struct seam_tdvps *tdvps, u32 msr);
+bool vapic_write(struct seam_tdvps *tdvps, u32 msr, u64 val);
 
 #endif

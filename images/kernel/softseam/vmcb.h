@@ -11,6 +11,8 @@
 #include <linux/stddef.h>
 #include <linux/types.h>
 
+#define SEG_LONG	BIT(9)		/* CS.L in the packed attributes */
+
 struct vmcb_segment {
 	u16 selector;
 	u16 attrib;
@@ -86,13 +88,21 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define ICPT_INTR		BIT(0)
 #define ICPT_NMI		BIT(1)
 #define ICPT_VINTR		BIT(4)
+#define ICPT_RDPMC		BIT(15)
 #define ICPT_CPUID		BIT(18)
+#define ICPT_INVD		BIT(22)
 #define ICPT_HLT		BIT(24)
 #define ICPT_IOIO		BIT(27)
 #define ICPT_MSR		BIT(28)
 #define ICPT_SHUTDOWN		BIT(31)
 /* intercept_misc2: VMRUN is mandatory, the rest are not for a TD to execute */
 #define ICPT2_SVM		GENMASK(6, 0)
+#define ICPT2_WBINVD		BIT(9)
+#define ICPT2_MONITOR		BIT(10)
+#define ICPT2_MWAIT		BIT(11)
+#define ICPT2_XSETBV		BIT(13)
+/* intercept_cr */
+#define ICPT_CR_WRITE(n)	BIT(16 + (n))
 
 #define INT_CTL_V_TPR		GENMASK(7, 0)
 #define INT_CTL_V_IRQ		BIT(8)
@@ -106,17 +116,24 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define EVENT_HAS_ERROR		BIT(11)
 #define EVENT_VALID		BIT(31)
 
+#define SVM_EXIT_CR_WRITE(n)	(0x10 + (n))
 #define SVM_EXIT_EXC(n)		(0x40 + (n))
 #define SVM_EXIT_PHYS_INTR	0x60
 #define SVM_EXIT_PHYS_NMI	0x61
 #define SVM_EXIT_VIRT_INTR	0x64
+#define SVM_EXIT_RDPMC_INSN	0x6f
 #define SVM_EXIT_CPUID_INSN	0x72
+#define SVM_EXIT_INVD_INSN	0x76
 #define SVM_EXIT_HLT_INSN	0x78
 #define SVM_EXIT_IO_INSN	0x7b
 #define SVM_EXIT_MSR_INSN	0x7c
 #define SVM_EXIT_SHUTDOWN_EVT	0x7f
 #define SVM_EXIT_VMRUN_INSN	0x80
-#define SVM_EXIT_CLGI_INSN	0x85
+#define SVM_EXIT_SKINIT_INSN	0x86
+#define SVM_EXIT_WBINVD_INSN	0x89
+#define SVM_EXIT_MONITOR_INSN	0x8a
+#define SVM_EXIT_MWAIT_INSN	0x8b
+#define SVM_EXIT_XSETBV_INSN	0x8d
 #define SVM_EXIT_NESTED_PF	0x400
 
 /* exit_info1 of a nested page fault */

@@ -15,6 +15,7 @@
 #include "vmcb.h"
 
 #define SEAM_NR_TDVPS_PAGES	6
+#define SEAM_NR_KEPT_MSRS	8
 
 /* What the pages that TDH.VP.ADDCX adds contain */
 enum { TDVPS_VMCB, TDVPS_APIC, TDVPS_XSAVE };
@@ -49,6 +50,8 @@ struct seam_tdvps {
 	u64 posted_desc;
 	u64 shared_eptp;
 	u64 nr_entries, nr_exits;
+	u64 xcr0;
+	u64 kept_msrs[SEAM_NR_KEPT_MSRS];	/* of the rules in msr.c */
 };
 
 static_assert(sizeof(struct seam_tdvps) <= PAGE_SIZE);
