@@ -2,6 +2,8 @@
 # The devices of our QEMU: q35 as the TDs of the tests have it, and what a guest with an operating system needs.
 CONFIG_Q35=y
 CONFIG_TDX=y
+# QEMU 11.1 has the parent of its tdx-guest objects only with it (target/i386/meson.build, confidential-guest.c).
+CONFIG_SEV=y
 CONFIG_VIRTIO_PCI=y
 CONFIG_VIRTIO_BLK=y
 CONFIG_VIRTIO_NET=y
