@@ -102,6 +102,9 @@ def test_every_vcpu_goes_on(movable_tds: QemuTds) -> None:
 def test_events_tell_of_the_move(movable_tds: QemuTds) -> None:
     source = movable_tds.run()
     destination = moved(source, movable_tds.destination(source))
+    # An event may arrive after the answer from which the move is known to have ended.
+    source.await_event("STOP")
+    destination.await_event("RESUME")
     assert names(source, "STOP", "RESUME") == ["STOP"]
     assert names(destination, "STOP", "RESUME") == ["RESUME"]
     assert source.execute("query-migrate")["status"] == "completed"
