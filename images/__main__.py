@@ -35,13 +35,13 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="all",
-        choices=("all", "kernel", "qemu", "rootfs", "payloads"),
+        choices=("all", "kernel", "qemu", "rootfs", "guests", "payloads"),
         metavar="WHAT",
-        help="kernel, qemu, rootfs, payloads or all (default)",
+        help="kernel, qemu, rootfs, guests, payloads or all (default)",
     )
     _add_source_options(build)
     build.add_argument(
-        "--refresh", action="store_true", help="ask the mirror for a newer point release of kernel and QEMU"
+        "--refresh", action="store_true", help="ask the mirror for newer kernels and a newer QEMU"
     )
 
     patches = commands.add_parser("patches", help="print which flavours' patches apply to kernel trees")

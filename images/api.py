@@ -33,6 +33,24 @@ class KernelImage:
     patch_hash: str
 
 
+@dataclass(frozen=True)
+class GuestImages:
+    """Linux for TDs: Debian's kernel and firmware as they are, and an initramfs of ours.
+
+    :param kernel: for QEMU's ``-kernel``.
+    :param initrd: for ``-initrd``; ``images/guests/init.c`` describes what it does.
+    :param firmware: for ``-bios``.
+    :param image: a raw ext4 image with the three of them, for a nested host.
+    :param kernel_release: what ``uname -r`` prints in the guest.
+    """
+
+    kernel: Path
+    initrd: Path
+    firmware: Path
+    image: Path
+    kernel_release: str
+
+
 def ensure_kernel(
     flavour: str = "upstream",
     kernel_tree: Path | None = None,
@@ -110,6 +128,25 @@ def ensure_qemu(
     from images.qemu import build
 
     return build.ensure(cache or Cache(), report or reporter(), tree=tree, mirror=mirror).path / build.IMAGE
+
+
+def ensure_guests(
+    *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
+) -> GuestImages:
+    """Returns the Linux for TDs, built when missing: a minute from nothing.
+
+    :raises BuildError: see the module.  The parameters are those of :func:`ensure_kernel`.
+    """
+    from images.guests import build
+
+    found = build.ensure(cache or Cache(), report or reporter(), mirror=mirror)
+    return GuestImages(
+        kernel=found.path / build.KERNEL,
+        initrd=found.path / build.INITRD,
+        firmware=found.path / build.FIRMWARE,
+        image=found.path / build.IMAGE,
+        kernel_release=found.manifest()["version"],
+    )
 
 
 def boot_images(kernel: KernelImage, rootfs: Path, qemu: Path | None = None) -> BootImages:

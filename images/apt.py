@@ -141,16 +141,17 @@ version_key = functools.cmp_to_key(_compare)
 class PrivateApt:
     """An apt client for one suite with its own lists and cache.
 
+    Lists past their date are accepted, as a mirror that was not updated for some weeks has them.
+
     :param suite: e.g. ``trixie-backports``; component main, architecture amd64.
-    :param sources: source packages instead of binary packages; lists past their date are accepted, as a
-        mirror that was not updated for some weeks has them.
+    :param sources: source packages instead of binary packages.
     """
 
     def __init__(self, cache: Cache, mirror_uri: str, suite: str, log: Log, *, sources: bool = False) -> None:
         self.suite = suite
         self.mirror = mirror_uri
         self._log = log
-        self._line = "deb-src [check-valid-until=no" if sources else "deb [arch=amd64"
+        self._line = "deb-src [" if sources else "deb [arch=amd64 "
         self._root = cache.apt / (f"{suite}-sources" if sources else suite)
         self._config = self._root / "apt.conf"
 
@@ -171,6 +172,10 @@ class PrivateApt:
         if not matching:
             return []
         return self._madison(*matching)
+
+    def package_versions(self, package: str) -> list[tuple[str, str]]:
+        """(package, version) of one package, in no order."""
+        return self._madison(package)
 
     def source_versions(self, package: str) -> list[str]:
         """The versions of one source package, in no order."""
@@ -224,7 +229,7 @@ class PrivateApt:
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
         (self._root / "etc/sources.list").write_text(
-            f"{self._line} signed-by={keyring()}] {self.mirror} {self.suite} main\n"
+            f"{self._line}check-valid-until=no signed-by={keyring()}] {self.mirror} {self.suite} main\n"
         )
         self._config.write_text(self._configuration())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from images import shell
 from images.cache import Artefact, Cache
+from images.guests import build as guests_build
 from images.kernel import build as kernel_build
 from images.kernel import flavours
 from images.kernel.fit import misfits
@@ -54,6 +55,7 @@ def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
         ("payloads", lambda: payloads_build.ensure(cache, report)),
         ("qemu", lambda: qemu_build.ensure(cache, report, tree=tree, mirror=mirror, refresh=refresh)),
         ("rootfs", lambda: ROOTFS.ensure(cache, report, mirror=mirror)),
+        ("guests", lambda: guests_build.ensure(cache, report, mirror=mirror, refresh=refresh)),
     ]
     for kernel in kernels:
         ensure_kernel = functools.partial(kernel_build.ensure, cache, kernel, report)
@@ -86,7 +88,7 @@ def patches(cache: Cache, trees: Sequence[Path]) -> int:
 def current(cache: Cache) -> set[str]:
     """Names of the artefacts that the present sources make, in every flavour."""
     found = [debian.DEBIAN.find(cache), ROOTFS.find(cache), payloads_build.find(cache)]
-    found += [buildroot.DEBIAN.find(cache), qemu_build.find(cache)]
+    found += [buildroot.DEBIAN.find(cache), qemu_build.find(cache), guests_build.find(cache)]
     found += [kernel_build.find(cache, kernel_build.Request(name)) for name in flavours.load()]
     return {artefact.path.name for artefact in found if artefact is not None}
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from images import apt
 from images.apt import NotThere, PrivateApt, RemoteFile
@@ -18,6 +19,8 @@ from images.errors import BuildError
 from images.patching import PatchError
 from images.progress import Reporter
 from images.recipe import Work
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ def fetch(work: Work, client: PrivateApt, source: Source, folder: Path) -> Path:
 
 
 def first_that_builds(
-    candidates: Iterable[Source], build: Callable[[Source], Artefact], reporter: Reporter
-) -> tuple[Source, Artefact]:
+    candidates: Iterable[C], build: Callable[[C], Artefact], reporter: Reporter
+) -> tuple[C, Artefact]:
     """Build from the first source that the mirror has and our patches apply to.
 
     :raises BuildError: there is none; the message names each patch that does not apply.

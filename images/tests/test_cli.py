@@ -14,6 +14,8 @@ from images import __main__ as entry
 from images import cli
 from images.cache import Artefact, Cache
 from images.errors import BuildError
+from images.guests import build as guests_build
+from images.guests import packages
 from images.kernel import build as kernel_build
 from images.kernel import flavours, patched
 from images.payloads import build as payloads_build
@@ -22,6 +24,7 @@ from images.qemu import debian as buildroot
 from images.qemu import source
 from images.rootfs import debian
 from images.rootfs.build import ROOTFS, Rootfs
+from images.sources import Source
 
 _ROOT = Path(__file__).parents[2]
 
@@ -137,7 +140,8 @@ def test_clean_keeps_what_is_up_to_date(
         ("qemu", ["qemu"]),
         ("rootfs", ["rootfs"]),
         ("kernel", ["kernel", "kernel"]),
-        ("all", ["payloads", "qemu", "rootfs", "kernel", "kernel"]),
+        ("guests", ["guests"]),
+        ("all", ["payloads", "qemu", "rootfs", "guests", "kernel", "kernel"]),
     ],
 )
 def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
@@ -153,7 +157,7 @@ def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
         return ensure
 
     for module, kind in (
-        *((payloads_build, "payloads"), (qemu_build, "qemu")),
+        *((payloads_build, "payloads"), (qemu_build, "qemu"), (guests_build, "guests")),
         *((Rootfs, "rootfs"), (kernel_build, "kernel")),
     ):
         monkeypatch.setattr(module, "ensure", builder(kind))
@@ -163,6 +167,8 @@ def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
     options = dict(asked)
     if "qemu" in options:
         assert options["qemu"] == {"tree": tree, "mirror": "file:/m", "refresh": True}
+    if "guests" in options:
+        assert options["guests"] == {"mirror": "file:/m", "refresh": True}
     if "rootfs" in options:
         assert options["rootfs"] == {"mirror": "file:/m"}
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == built
@@ -175,11 +181,16 @@ def test_everything_that_goes_into_the_image_is_current(
     source.last_used(cache).record(None, source.PINNED)
     qemu = qemu_build.recipe(cache)
     assert qemu is not None
+    parts = {name: Source(name, "1", f"{name}.deb", "0") for name in ("kernel", "busybox", "firmware")}
+    packages.record(cache, packages.Packages(**parts))
+    guests = guests_build.recipe(cache)
+    assert guests is not None
     hashes = {
         "debian-trixie": debian.DEBIAN.key(),
         "buildroot-trixie": buildroot.DEBIAN.key(),
         "qemu-patched": qemu.key(),
         "rootfs-trixie": ROOTFS.key(),
+        "guests-trixie": guests.key(),
     }
     for name, content_hash in hashes.items():
         kind, _, label = name.partition("-")

@@ -173,7 +173,7 @@ def test_source_packages_have_state_of_their_own_and_old_lists_will_do(
     for of_sources in (False, True):
         PrivateApt(cache, "file:/m", "sid", log, sources=of_sources).update()
     lines = {path.parents[1].name: path.read_text() for path in cache.apt.glob("*/etc/sources.list")}
-    assert lines["sid"].startswith("deb [arch=amd64 signed-by=")
+    assert lines["sid"].startswith("deb [arch=amd64 check-valid-until=no signed-by=")
     assert lines["sid-sources"].startswith("deb-src [check-valid-until=no signed-by=")
 
 
