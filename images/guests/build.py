@@ -8,9 +8,9 @@ from pathlib import Path
 
 from images import ext4
 from images.cache import Artefact, Cache, digest_files
-from images.commands import require_tools, run
+from images.commands import require_tools
 from images.errors import BuildError
-from images.guests import cpio, modules, packages
+from images.guests import compiled, cpio, modules, packages
 from images.guests.packages import Packages
 from images.mmdebstrap import SUITE
 from images.progress import Reporter
@@ -23,12 +23,11 @@ IMAGE = "guests.ext4"
 """A disk with the other three, for a nested host."""
 
 _HERE = Path(__file__).parent
-_INPUTS = ("init.c", "programs/*.c", "programs/*.h")
-_RECIPE = ("build.py", "cpio.py", "modules.py")
+_INPUTS = ("init/*.[ch]", "programs/*.c", "programs/*.sh")
+_RECIPE = ("build.py", "compiled.py", "cpio.py", "modules.py")
 _SHARED_RECIPE = ("ext4.py",)
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f04"
 _TOOLS = ("apt-get", "dpkg", "dpkg-deb", "gpgv|sqv", "gcc", "ld", "mke2fs", "setpriv")
-_FLAGS = ("-static", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-s")
 _BUSYBOX = "usr/bin/busybox"
 _OVMF = "usr/share/ovmf"
 _MODULES = "lib/modules"
@@ -83,18 +82,17 @@ def _one(folder: Path, pattern: str) -> Path:
 
 
 def _initrd(loaded: dict[str, bytes], busybox: bytes, work: Work) -> bytes:
-    init = work.scratch / "init"
-    argv: list[str | Path] = ["gcc", *_FLAGS, "-o", init, _HERE / "init.c"]
-    run(argv, log=work.log, what="compiling the guest's init failed", hint="libc6-dev is needed")
-    above = [*_MODULES.split("/")]
-    folders = ["bin", "dev", "/".join(above[:1]), _MODULES]
+    programs = compiled.programs()
+    scripts = sorted((_HERE / "programs").glob("*.sh"))
     autoload = "".join(f"{name}\n" for name in loaded).encode()
     return cpio.archive(
         [
-            *map(cpio.folder, folders),
+            *map(cpio.folder, ("bin", "dev", "lib", _MODULES)),
             # The kernel opens it for init, which mounts /dev.
             cpio.character_device("dev/console", *_CONSOLE),
-            cpio.program("init", init.read_bytes()),
+            cpio.program("init", compiled.build(work.scratch, work.log).read_bytes()),
+            *(cpio.link(f"bin/{name}", "../init") for name in programs),
+            *(cpio.program(f"bin/{script.stem}", script.read_bytes()) for script in scripts),
             cpio.program("bin/busybox", busybox),
             # Its shell finds the other commands in itself.
             cpio.link("bin/sh", "busybox"),

@@ -17,13 +17,12 @@ from images.apt import NotThere, RemoteFile
 from images.cache import Cache
 from images.commands import Log
 from images.errors import BuildError
-from images.guests import build, cpio, modules, packages
+from images.guests import build, compiled, cpio, modules, packages
 from images.guests.packages import Packages
 from images.progress import Reporter
 from images.recipe import Work
 from images.sources import Source
 
-_HERE = Path(build.__file__).parent
 _needs_dpkg = pytest.mark.skipif(shutil.which("dpkg") is None, reason="this machine has no dpkg")
 
 _KERNEL = "linux-image-6.12.{}+deb13-cloud-amd64"
@@ -224,9 +223,21 @@ def test_a_package_whose_files_have_changed_is_an_error(
         build.Guests(_usual()).make(work)
 
 
-# init
+# The programs
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-def test_init_compiles_without_a_warning(tmp_path: Path) -> None:
-    subprocess.run(["gcc", *build._FLAGS, "-o", tmp_path / "init", _HERE / "init.c"], check=True)
+def test_the_programs_compile_into_one_that_is_called_by_their_names(tmp_path: Path, log: Log) -> None:
+    made = compiled.build(tmp_path, log)
+
+    def call(name: str, *words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [name, *words], executable=made, capture_output=True, text=True, timeout=30, check=False
+        )
+        return done.returncode, done.stdout
+
+    for name in ("diskwork", "vsockecho", "secret"):
+        assert call(f"/bin/{name}") == (2, call(name)[1])
+        assert f"usage: {name} " in call(name)[1]
+    assert call("cpuid", "x") == (2, "usage: cpuid\n")
+    assert compiled.programs() == ["cpuid", "diskwork", "report", "secret", "tick", "vsockecho"]
