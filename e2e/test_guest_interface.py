@@ -6,8 +6,13 @@ The rows, and their sources, are data of :mod:`fixtures.guests.interface`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
 import pytest
 
+from fixtures.agent.client import Worker
 from fixtures.guests.execute import (
     RDTSC,
     XGETBV,
@@ -24,6 +29,8 @@ from fixtures.guests.execute import (
 )
 from fixtures.guests.interface import (
     CONTROL_REGISTERS,
+    DYNAMIC,
+    FAULTING,
     INSTRUCTIONS,
     LEAVES,
     MSRS,
@@ -34,8 +41,11 @@ from fixtures.guests.interface import (
     end_of,
 )
 from fixtures.guests.launch import Launch
+from fixtures.kvm import build
 from fixtures.kvm.abi import PAGE_SIZE
-from fixtures.kvm.build import Region
+from fixtures.kvm.build import Region, Stage
+from fixtures.kvm.cpuid import ADDRESS_WIDTHS, CpuidEntry
+from fixtures.kvm.params import Capabilities, InitVmParams
 
 OSXSAVE, OSFXSR = 1 << 18, 1 << 9
 CPUID_OSXSAVE = 1 << 27
@@ -150,6 +160,79 @@ def test_values_of_cpuid(guest: Executor) -> None:
         if outcome[register] & bits
     }
     assert set_bits == {}
+
+
+def most(caps: Capabilities, params: InitVmParams) -> InitVmParams:
+    """Every extended feature that the TD may have."""
+    return params.replace(xfam=caps.xfam)
+
+
+def least(caps: Capabilities, params: InitVmParams) -> InitVmParams:
+    """Of CPUID's configurable bits only the width of addresses, which a TD must have."""
+    return params.replace(cpuid=tuple(entry for entry in params.cpuid if entry.function == ADDRESS_WIDTHS))
+
+
+def usual(caps: Capabilities, params: InitVmParams) -> InitVmParams:
+    return params
+
+
+@pytest.mark.parametrize("chosen", [usual, most, least], ids=lambda chosen: chosen.__name__)
+def test_cpuid_is_what_get_cpuid_reports_to_the_host(
+    chosen: Callable[[Capabilities, InitVmParams], InitVmParams],
+    owner: Worker,
+    tdx_cleanup: ExitStack,
+    payloads: Mapping[str, bytes],
+) -> None:
+    """Bit for bit, but for what depends on the vCPU's state, and leaves that are the host's to answer."""
+    built = tdx_cleanup.enter_context(build.created(owner))
+    built.init(chosen(built.td.capabilities(), built.td.default_params())).add_vcpus()
+    built.populate(Region.firmware(payloads["execute"]))
+    reported = {entry.key: entry for entry in built.vcpus[0].get_cpuid()}
+    guest = Executor(built.finalize())
+    outcomes = dict(zip(reported, guest.run([cpuid(*key) for key in reported]), strict=True))
+    assert {key for key, outcome in outcomes.items() if end_of(outcome) == End.VE} <= {
+        key for key in reported if key[0] in FAULTING
+    }
+    seen = {key: cpuid_of(key, outcome) for key, outcome in outcomes.items() if end_of(outcome) == End.DONE}
+    assert {key: fixed(entry) for key, entry in seen.items()} == {
+        key: fixed(replace(reported[key], flags=0)) for key in seen
+    }
+    assert len(seen) > 20
+
+
+def cpuid_of(key: tuple[int, int], outcome: Outcome) -> CpuidEntry:
+    """Return the registers of a CPUID that was executed."""
+    eax, ebx, ecx, edx = (outcome[register] for register in ("rax", "rbx", "rcx", "rdx"))
+    return CpuidEntry(*key, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
+
+
+def fixed(entry: CpuidEntry) -> CpuidEntry:
+    """Return the entry without the bits that are computed when CPUID is executed."""
+    for dynamic in DYNAMIC:
+        if dynamic.key == entry.key:
+            inverse = {name: 0xFFFFFFFF & ~getattr(dynamic, name) for name in ("eax", "ebx", "ecx", "edx")}
+            return entry.masked(CpuidEntry(*entry.key, **inverse))
+    return entry
+
+
+def test_cpuid_that_get_cpuid_does_not_report_is_zero_or_the_hosts_to_answer(
+    owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
+) -> None:
+    built = tdx_cleanup.enter_context(build.at(Stage.POPULATED, owner, payloads["execute"]))
+    reported = {entry.key: entry for entry in built.vcpus[0].get_cpuid()}
+    guest = Executor(built.finalize())
+    leaves = [leaf for base in (0, 0x80000000) for leaf in range(base, reported[base, 0].eax + 1)]
+    without_subleaves = {entry.function for entry in reported.values() if not entry.flags}
+    others = [
+        (leaf, subleaf)
+        for leaf in leaves
+        for subleaf in range(64)
+        if leaf not in without_subleaves and (leaf, subleaf) not in reported
+    ]
+    outcomes = dict(zip(others, guest.run([cpuid(*key) for key in others]), strict=True))
+    answered = [cpuid_of(key, outcome) for key, outcome in outcomes.items() if end_of(outcome) == End.DONE]
+    assert [entry for entry in answered if entry != CpuidEntry(*entry.key)] == []
+    assert {end_of(outcome) for outcome in outcomes.values()} <= {End.DONE, End.VE}
 
 
 def test_cpuid_has_osxsave_as_cr4_has_it(guest: Executor) -> None:

@@ -4,18 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from e2e.findings import F12
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.findings import shows
 from fixtures.guests import output
+from fixtures.guests.execute import Executor, Row
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import inside, once
+from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import InterruptedExit, MapGpaExit, MemoryFaultExit
-from fixtures.kvm.params import MemorySlot
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import InitVmParams, MemorySlot
 from fixtures.softseam.truth import Truth
 
 BASE = 0x100000
@@ -141,6 +147,138 @@ def test_private_access_to_memory_that_was_made_shared_leaves_to_user_space(laun
     found = built.vcpus[0].run()
     assert isinstance(found, MemoryFaultExit)
     assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
+
+
+# memory that user space populates before the guest touches it
+
+
+SHARED = InitVmParams().shared_bit
+ELSEWHERE = 0x40000000
+SHARED_VA = 1 << 39
+"""The payloads' virtual address of shared memory (``payloads/lib/start.S``)."""
+EPT_VIOLATION = 48
+
+
+def read_shared(gpa: int) -> Row:
+    """MOV from shared memory to EAX."""
+    return Row(b"\x8b\x03", {"rbx": SHARED_VA | gpa})
+
+
+def test_memory_that_the_guest_made_shared_is_populated_as_shared(sharing: Assembly) -> None:
+    vcpu, memory = sharing.vcpus[0], sharing.placed[-1].shared
+    share(sharing)
+    memory.write(0, FROM_HOST.to_bytes(4, "little"))
+    assert vcpu.pre_fault(BASE, PAGE_SIZE) == 0
+    assert output.numbers(vcpu, 2) == [0, FROM_HOST]
+    vcpu.run()
+    assert word(memory.read(0, 4)) == FROM_GUEST
+
+
+def test_memory_that_is_shared_in_part_is_populated(sharing: Assembly) -> None:
+    share(sharing)
+    assert sharing.vcpus[0].pre_fault(BASE, PAGES * PAGE_SIZE) == 0
+    assert output.numbers(sharing.vcpus[0], 2) == [0, 0]
+
+
+def test_memory_that_is_private_again_is_populated_and_has_to_be_accepted(sharing: Assembly) -> None:
+    vcpu = sharing.vcpus[0]
+    share(sharing)
+    output.numbers(vcpu, 2)
+    vcpu.run()
+    share(sharing, private=True)
+    assert vcpu.pre_fault(BASE, PAGES * PAGE_SIZE) == 0
+    assert output.numbers(vcpu, 3) == [0, ACCEPTED, 0]
+
+
+@pytest.mark.tdx_needs("ground-truth")
+def test_memory_that_is_shared_is_not_populated_as_private(sharing: Assembly, truth: Truth) -> None:
+    """While the guest has only asked for it, the page is still its own."""
+    vcpu = sharing.vcpus[0]
+    (td,) = truth.tds()
+    before = truth.state().pages_of(td.tdr)["reg"]
+    assert vcpu.pre_fault(BASE, PAGE_SIZE) == 0
+    assert truth.state().pages_of(td.tdr)["reg"] == before
+    share(sharing)
+    assert vcpu.pre_fault(BASE, PAGE_SIZE) == 0
+    assert truth.state().pages_of(td.tdr)["reg"] == before - 1
+
+
+def test_nothing_is_populated_where_there_is_no_slot(launch: Launch, contract: Contract) -> None:
+    built = launch("accept")
+    vcpu = built.vcpus[0]
+    with refused(contract, Refusal.PRE_FAULT_NO_SLOT):
+        vcpu.pre_fault(BASE, PAGE_SIZE)
+    share(built, private=True)
+    with refused(contract, Refusal.PRE_FAULT_NO_PRIVATE_SLOT):
+        vcpu.pre_fault(BASE, PAGE_SIZE)
+    built.place(*ONE_PAGE)
+    assert vcpu.pre_fault(BASE, PAGE_SIZE) == 0
+    assert output.numbers(vcpu, 2) == [ACCEPTED, 0]
+
+
+def test_populating_ends_where_the_slot_ends(launch: Launch) -> None:
+    built = launch("accept", regions=MANY_PAGES)
+    assert built.vcpus[0].pre_fault(BASE, 2 * PAGES * PAGE_SIZE) == PAGES * PAGE_SIZE
+    assert output.numbers(built.vcpus[0], 2) == [ACCEPTED, 0]
+
+
+def test_shared_addresses_are_populated_without_their_shared_bit(launch: Launch, contract: Contract) -> None:
+    vcpu = launch("accept", regions=ONE_PAGE).vcpus[0]
+    with refused(contract, Refusal.PRE_FAULT_SHARED_GPA):
+        vcpu.pre_fault(SHARED | BASE, PAGE_SIZE)
+
+
+def add_shared_memory(built: Assembly) -> None:
+    """Add a slot of shared memory, which contains a word of the host's."""
+    memory = Memory.map(built.worker, PAGE_SIZE)
+    memory.write(0, FROM_HOST.to_bytes(4, "little"))
+    built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, memory.address))
+
+
+def test_shared_memory_is_added_to_a_td_that_runs(launch: Launch) -> None:
+    built = launch("execute")
+    guest = Executor(built)
+    add_shared_memory(built)
+    (found,) = guest.run([read_shared(ELSEWHERE)])
+    assert (found.vector, found["rax"]) == (None, FROM_HOST)
+
+
+@pytest.mark.tdx_finding("F12", **F12)
+@pytest.mark.parametrize("by_user_space", [False, True], ids=["by-the-guest", "by-pre-fault"])
+def test_shared_memory_is_added_where_it_was_missed_before(
+    by_user_space: bool, launch: Launch, contract: Contract
+) -> None:
+    """What missed it leaves an entry for MMIO in the page tables, at which the guest gets a #VE."""
+    built = launch("execute")
+    guest = Executor(built)
+    if by_user_space:
+        with refused(contract, Refusal.PRE_FAULT_NO_SLOT):
+            built.vcpus[0].pre_fault(ELSEWHERE, PAGE_SIZE)
+    else:
+        (before,) = guest.run([read_shared(ELSEWHERE)])
+        assert before.ve is not None
+        assert (before.ve.reason, before.ve.gpa) == (EPT_VIOLATION, SHARED | ELSEWHERE)
+    add_shared_memory(built)
+    (after,) = guest.run([read_shared(ELSEWHERE)])
+    with shows("F12"):
+        assert (after.vector, after["rax"]) == (None, FROM_HOST)
+
+
+# memory whose changes are to be logged
+
+
+def test_dirty_pages_of_private_memory_cannot_be_logged(launch: Launch, contract: Contract) -> None:
+    built = launch("accept", regions=ONE_PAGE)
+    vcpu, slot = built.vcpus[0], built.placed[-1].slot
+    assert output.numbers(vcpu, 2) == [ACCEPTED, 0]
+    logged = replace(slot, flags=slot.flags | abi.KVM_MEM_LOG_DIRTY_PAGES)
+    with refused(contract, Refusal.SLOT_DIRTY_LOG):
+        built.td.set_slot(logged)
+    with refused(contract, Refusal.SLOT_DIRTY_LOG):
+        built.td.set_slot(replace(logged, slot=built.free_slot, gpa=ELSEWHERE))
+    with refused(contract, Refusal.SLOT_MEMFD_CHANGED):
+        built.td.set_slot(replace(slot, flags=abi.KVM_MEM_LOG_DIRTY_PAGES))
+    assert output.numbers(vcpu, 4) == [ALREADY_ACCEPTED, 1, ALREADY_ACCEPTED, 2]
 
 
 # memory that is taken away from a TD that runs
