@@ -10,6 +10,7 @@ import pytest
 
 from fixtures.agent.client import Worker
 from fixtures.guests.launch import Launch
+from fixtures.guests.quotes import QuoteService
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
@@ -20,6 +21,12 @@ from fixtures.softseam.truth import Truth
 def launch(owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]) -> Launch:
     """A function that makes TDs: ``launch("hello", vcpus=2)`` returns a finalized one."""
     return Launch(owner, tdx_cleanup, payloads)
+
+
+@pytest.fixture
+def quotes(owner: Worker, tdx_cleanup: ExitStack) -> QuoteService:
+    """A service of the test's from which a QEMU gets quotes for its guest."""
+    return tdx_cleanup.enter_context(QuoteService(owner))
 
 
 OFFLINE_WARNS = pytest.mark.tdx_finding(

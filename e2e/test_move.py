@@ -8,6 +8,7 @@ arch/x86/kvm/vmx/tdx.c.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import signal
 from contextlib import ExitStack
@@ -24,7 +25,8 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON, INTERRUPT_VECTOR, INTERRUPTS_READY
-from fixtures.guests.running import inside, once, spin
+from fixtures.guests.running import halted, inside, once, spin
+from fixtures.guests.vectors import BY, VECTORS
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
@@ -32,7 +34,7 @@ from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
-from fixtures.kvm.exits import InterruptedExit, MapGpaExit
+from fixtures.kvm.exits import Exit, InterruptedExit, MapGpaExit
 from fixtures.kvm.many import many_tds
 from fixtures.kvm.move import move_from, prepare_destination
 from fixtures.softseam.truth import Truth
@@ -45,6 +47,8 @@ pytestmark = [
 
 MEMORY_STEPS = 9
 """The number of exits of the payload ``memory``: values, and requests to convert memory."""
+RETRY_AT, TWO_MIB = 0x40000000, 1 << 21
+"""The payload ``retry`` makes 8 MiB shared from there on; KVM asks user space for 2 MiB at a time."""
 SYS_KILL = 62
 
 
@@ -131,6 +135,59 @@ def test_pending_interrupt_is_taken_in_the_destination(launch: Launch, tdx_clean
     running = destination.vcpus[0].start()
     assert destination.td.signal_msi(INTERRUPT_VECTOR) == 1
     assert output.number_of(running.result()) == 3
+
+
+@pytest.mark.parametrize("raise_by", BY)
+def test_each_vector_before_each_of_ten_moves_arrives_exactly_once(
+    raise_by: str, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    built = launch("vectors")
+    assert output.numbers(built.vcpus[0], 1) == [INTERRUPTS_READY]
+    for _ in range(10):
+        built.vcpus[0].complete()
+        BY[raise_by](built.td)()
+        built = move_from(built, to=destination_of(built, tdx_cleanup))
+        (vcpu,) = built.vcpus
+        assert output.numbers(vcpu, len(VECTORS)) == sorted(VECTORS, reverse=True)
+        # None is left: the guest halts.  Its last exit is completed by that too.
+        assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+def map_gpa_exit(found: Exit) -> MapGpaExit:
+    assert isinstance(found, MapGpaExit)
+    return found
+
+
+def test_map_gpa_that_was_interrupted_goes_on_in_the_destination(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """At each of the 2 MiB user space answers EAGAIN, and moves the TD before the guest tries again."""
+    built = launch("retry")
+    found = map_gpa_exit(built.vcpus[0].run())
+    for part in range(4):
+        assert (found.gpa, found.size, found.private) == (RETRY_AT + part * TWO_MIB, TWO_MIB, False)
+        built.vcpus[0].answer(found, ret=errno.EAGAIN)
+        assert isinstance(built.vcpus[0].complete(), InterruptedExit)
+        built = move_from(built, to=destination_of(built, tdx_cleanup))
+        found = map_gpa_exit(built.vcpus[0].run())
+        assert (found.gpa, found.private) == (RETRY_AT + part * TWO_MIB, False)
+        if part < 3:
+            found = map_gpa_exit(built.vcpus[0].run())
+    assert output.numbers(built.vcpus[0], 2) == [5, 0]
+
+
+def test_map_gpa_of_which_user_space_owes_a_part_is_in_the_way(
+    launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    source = launch("retry")
+    (vcpu,) = source.vcpus
+    map_gpa_exit(vcpu.run())
+    destination = destination_of(source, tdx_cleanup)
+    # To complete one part of the request is to be asked for the next.
+    assert map_gpa_exit(vcpu.complete()).gpa == RETRY_AT + TWO_MIB
+    with refused(contract, Refusal.MOVE_BUSY):
+        move_from(source, to=destination)
+    assert map_gpa_exit(vcpu.run()).gpa == RETRY_AT + 2 * TWO_MIB
 
 
 def test_memory_is_accepted_and_converted_as_if_nothing_had_happened(

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from fixtures.agent import syscalls
-from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
-from fixtures.deadline import until
 from fixtures.guests.moving import OTHER_MODES, Move, moved, set_mode
 from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.quotes import QuoteService
 from fixtures.guests.typed import ask, counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -32,8 +29,6 @@ from fixtures.qemu.errors import QmpError
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
-IN_FLIGHT = (1 << 64) - 1
-"""GHCI 1.5, GetQuote: the status of a request that is being worked on."""
 RETRY = 1
 """GHCI 1.5: the status of a TDVMCALL that the guest has to repeat."""
 
@@ -102,35 +97,18 @@ def test_kernel_that_cannot_move_tds(td_moves: bool, hkids: Hkids, movable_tds: 
     assert hkids.taken == 1
 
 
-@pytest.fixture
-def quote_service(
-    owner: Worker, tdx_host: TdxHost, tdx_cleanup: ExitStack
-) -> tuple[dict[str, Any], Callable[[], None]]:
-    """A quote service that never answers: the change to a TD that uses it, and a function that closes it."""
-    folder = f"/tmp/tdx-e2e-quotes-{owner.pid}"
-    owner.call(syscalls.mkdir(folder, 0o700))
-    tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-rf", folder)
-    fd = owner.call(syscalls.listen(f"{folder}/socket"))
-    address = {"type": "unix", "path": f"{folder}/socket"}
-    return {"guest": {"quote-generation-socket": address}}, lambda: owner.call(syscalls.close(fd))
-
-
 @pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
-def test_quote_in_flight(
-    quote_service: tuple[dict[str, Any], Callable[[], None]], hkids: Hkids, movable_tds: QemuTds
-) -> None:
+def test_quote_in_flight(quotes: QuoteService, hkids: Hkids, movable_tds: QemuTds) -> None:
     """The source would write the answer to memory that belongs to the destination by then."""
-    service, end = quote_service
-    source = movable_tds.run(**service)
-    assert ask(source, "q") == "quote 0"
-    assert ask(source, "w") == f"quote {IN_FLIGHT}"
+    source = movable_tds.run(**quotes.change)
+    request = quotes.ask(source)
     destination = movable_tds.destination(source)
     with pytest.raises(QmpError, match="waits for a quote cannot be migrated; requests in flight: 1"):
         Move(source, destination)
     assert_goes_on(source, 1, stopped=False)
-    end()
-    until(lambda: ask(source, "w") != f"quote {IN_FLIGHT}", "the end of a request for a quote")
+    request.hang_up()
+    quotes.await_end(source)
     moved(source, destination)
     assert counts(destination) == [2, 2]
     assert hkids.taken == 1
@@ -139,10 +117,9 @@ def test_quote_in_flight(
 @pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
 def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
-    quote_service: tuple[dict[str, Any], Callable[[], None]], movable_tds: QemuTds
+    quotes: QuoteService, movable_tds: QemuTds
 ) -> None:
-    service, _ = quote_service
-    source = movable_tds.run(**service)
+    source = movable_tds.run(**quotes.change)
     destination = movable_tds.destination(source)
     destination.program.signal(signal.SIGSTOP)
     move = Move(source, destination)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import pytest
 
 from e2e.resets import MAY_CRASH, reset, resetting
-from fixtures.deadline import Deadline
+from fixtures.deadline import Deadline, until
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.quotes import QuoteService
 from fixtures.guests.typed import AFTER_RESET, ask, counts
 from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError
@@ -131,14 +132,78 @@ def test_guests_reset_ends_it_where_qemu_was_told_so(hkids: Hkids, qemu_tds: Qem
     assert hkids.taken == 0
 
 
-def test_fatal_error_is_an_event_with_the_guests_words(hkids: Hkids, qemu_td_running: QemuTd) -> None:
+FATAL, PAGE = 0xDEAD0000, 0x100000
+"""The payload's error code, and the address that R13 contains."""
+
+PANICS = {
+    "f": {"error-code": FATAL, "message": "payload"},
+    "F": {"error-code": FATAL, "message": "payload", "gpa": PAGE},
+    "e": {"error-code": FATAL, "message": ""},
+}
+
+
+@pytest.mark.parametrize(
+    "letter",
+    [
+        pytest.param("f", id="with-a-text"),
+        pytest.param("F", id="with-a-page"),
+        pytest.param("e", id="without-registers-for-a-text"),
+    ],
+)
+def test_fatal_error_is_an_event_with_what_the_guest_said(
+    letter: str, hkids: Hkids, qemu_td_running: QemuTd
+) -> None:
+    """With an address exactly when bit 63 of the code says that there is one."""
     td = qemu_td_running
-    td.console.send_line("f")
+    td.console.send_line(letter)
     data = td.await_event("GUEST_PANICKED")["data"]
-    assert data["info"] == {"type": "tdx", "error-code": 0xDEAD0000, "message": "payload"}
+    assert data["info"] == {"type": "tdx", **PANICS[letter]}
     # By default QEMU ends then: the HKID is its TD's until it has.
     assert td.wait() == 0
     assert hkids.taken == 0
+
+
+def test_fatal_error_with_a_reserved_code_stops_it(hkids: Hkids, qemu_td_running: QemuTd) -> None:
+    """QEMU takes no code with one of bits 15:0, and does not run a guest that went so far."""
+    td = qemu_td_running
+    td.console.send_line("x")
+    td.await_event("STOP")
+    assert td.status == "internal-error"
+    assert not [event for event in td.events if event["event"] == "GUEST_PANICKED"]
+    until(lambda: "invalid error code: 0xdead" in td.output, "QEMU's message")
+    assert td.quit() == 0
+    assert hkids.taken == 0
+
+
+# quotes
+
+
+def test_guest_is_interrupted_when_its_quote_is_done(qemu_tds: QemuTds, quotes: QuoteService) -> None:
+    td = qemu_tds.run(**quotes.change)
+    assert ask(td, "n") == "notify 0"
+    for count in (1, 2):
+        request = quotes.ask(td)
+        assert ask(td, "i") == f"notified {count - 1}"
+        request.answer(b"a quote")
+        quotes.await_end(td)
+        assert ask(td, "w") == "quote 0"
+        assert ask(td, "i") == f"notified {count}"
+
+
+def test_guest_is_interrupted_when_there_is_no_quote(qemu_tds: QemuTds, quotes: QuoteService) -> None:
+    td = qemu_tds.run(**quotes.change)
+    assert ask(td, "n") == "notify 0"
+    quotes.ask(td).hang_up()
+    quotes.await_end(td)
+    assert ask(td, "w") != "quote 0"
+    assert ask(td, "i") == "notified 1"
+
+
+def test_guest_that_does_not_want_it_is_not_interrupted(qemu_tds: QemuTds, quotes: QuoteService) -> None:
+    td = qemu_tds.run(**quotes.change)
+    quotes.ask(td).answer(b"a quote")
+    quotes.await_end(td)
+    assert ask(td, "i") == "notified 0"
 
 
 # beside others

@@ -9,11 +9,19 @@ from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
+from fixtures.guests.vectors import BY, VECTORS, Raise
+from fixtures.kvm.abi import PAGE_SIZE, TdVmCall
 from fixtures.kvm.build import Assembly
-from fixtures.kvm.exits import InterruptedExit, ShutdownExit
+from fixtures.kvm.exits import InterruptedExit, ShutdownExit, TdVmCallExit
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import MemorySlot
 from fixtures.kvm.vcpu import Vcpu
 
 GSI = 5
+QUOTE_GPA = 0x200000
+QUOTE_STATUS = 8
+"""Offset of the status in a request for a quote (GHCI 1.5, GetQuote)."""
+IN_FLIGHT = (1 << 64) - 1
 
 
 def ready(vcpu: Vcpu) -> None:
@@ -98,6 +106,45 @@ def test_guest_that_halts_stays_in_kvm_run_until_a_signal(waiting: Assembly) -> 
     assert isinstance(running.stop(), InterruptedExit)
     waiting.td.signal_msi(INTERRUPT_VECTOR)
     assert output.number_of(waiting.vcpus[0].run()) == 2
+
+
+@pytest.mark.parametrize("raise_by", BY)
+def test_each_vector_arrives_exactly_once_and_the_highest_first(raise_by: str, launch: Launch) -> None:
+    built = launch("vectors")
+    (vcpu,) = built.vcpus
+    assert output.numbers(vcpu, 1) == [INTERRUPTS_READY]
+    interrupts: Raise = BY[raise_by](built.td)
+    for _ in range(2):
+        interrupts()
+        assert output.numbers(vcpu, len(VECTORS)) == sorted(VECTORS, reverse=True)
+        assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+def test_guest_is_interrupted_when_its_quote_is_done(launch: Launch) -> None:
+    """The test is the user space that KVM asks, for the vector and for quotes."""
+    built = launch("quote")
+    (vcpu,) = built.vcpus
+    memory = Memory.map(built.worker, PAGE_SIZE)
+    built.td.set_slot(MemorySlot(built.free_slot, QUOTE_GPA, PAGE_SIZE, memory.address))
+    asked = vcpu.run()
+    assert isinstance(asked, TdVmCallExit)
+    assert asked.number == TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT
+    vector = asked.data[0]
+    vcpu.answer(asked, ret=0)
+    assert output.numbers(vcpu, 1) == [0]
+    for count in (1, 2, 3):
+        request = vcpu.run()
+        assert isinstance(request, TdVmCallExit)
+        assert (request.number, request.data[:2]) == (TdVmCall.GET_QUOTE, (QUOTE_GPA, PAGE_SIZE))
+        memory.write(QUOTE_STATUS, IN_FLIGHT.to_bytes(8, "little"))
+        vcpu.answer(request, ret=0)
+        assert output.numbers(vcpu, 1) == [0]
+        running = once(vcpu, halted, vcpu.start)
+        done = 0x100 + count
+        memory.write(QUOTE_STATUS, done.to_bytes(8, "little"))
+        assert built.td.signal_msi(vector, dest=vcpu.id) == 1
+        assert output.number_of(running.result()) == count
+        assert output.numbers(vcpu, 1) == [done]
 
 
 def test_nmi_reaches_the_guest(launch: Launch) -> None:

@@ -13,7 +13,9 @@
  * m: accepts 16 MiB more, from 16 MiB on; "accepted MIB", or "accepted MIB STATUS" when the TDX module refuses;
  * q: asks for a quote in the page at 2 MiB minus 4 KiB, which is shared; "quote STATUS"; w: what has become of it,
  *    "quote STATUS OF-THE-REQUEST" (GHCI: all ones is in flight);
- * f: reports a fatal error, code 0xdead0000, text "payload";
+ * n: asks for an interrupt when a quote is done; "notify STATUS"; i: how many came; "notified COUNT";
+ * f: reports a fatal error, code 0xdead0000, text "payload"; F: with the address of a page that says more;
+ *    e: without a text; x: with the code 0xdead;
  * r: asks the chipset for a reset; t: triple fault; any other: "what?".  A line's end is no letter.
  */
 #include "interrupt.h"
@@ -36,6 +38,7 @@
 #define PIN_PIT		2
 #define PIN_SERIAL	4
 #define VECTOR		0x51
+#define NOTIFY_VECTOR	0x61
 
 #define PAGE_GPA	0x100000UL
 #define QUOTE_GPA	0x1ff000UL
@@ -45,6 +48,13 @@
 #define MAX_VCPUS	8
 
 #define VMCALL_GET_QUOTE	0x10002
+#define VMCALL_NOTIFY		0x10004
+/* GHCI 1.5, ReportFatalError; the text is in R14 and R15 here */
+#define FATAL		0xdead0000UL
+#define FATAL_RESERVED	0xdeadUL
+#define GPA_VALID	(1UL << 63)
+#define MESSAGE_MASK	0xc000UL
+
 #define OPERAND_BUSY		0x80000200	/* the upper half of the TDX module's code */
 
 struct quote_header {
@@ -58,13 +68,14 @@ static volatile u32 *const shared = (u32 *)(SHARED_VA + PAGE_GPA);
 static volatile struct quote_header *const quote = (struct quote_header *)(SHARED_VA + QUOTE_GPA);
 
 static u64 accepted, last, longest;
+static volatile u32 notified;
 static bool busy;
 
 static struct gate idt[NR_VECTORS];
 
-void payload_interrupt(struct frame *frame)
+void payload_vector(u64 vector)
 {
-	(void)frame;
+	notified += vector == NOTIFY_VECTOR;
 	wrmsr(X2APIC_EOI, 0);
 }
 
@@ -90,12 +101,10 @@ static void route(u32 pin)
  */
 static void enable_interrupts(void)
 {
-	/* In KVM's eyes too, which drops what is sent to a disabled APIC. */
-	struct vmcall enable = { VMCALL_WRMSR, X2APIC_SPIV, SPIV_ENABLED | 0xff, 0, 0 };
-
-	set_gate(&idt[VECTOR], interrupt_entry);
+	set_vector(idt, VECTOR);
+	set_vector(idt, NOTIFY_VECTOR);
 	load_idt(idt);
-	vmcall(&enable);
+	enable_apic();
 	route(PIN_SERIAL);
 	io(PORT_IER, 1, 1, IER_RECEIVED);
 	route(PIN_PIT);
@@ -233,10 +242,33 @@ static void ask_for_quote(void)
 	say_word("quote ", vmcall(&call));
 }
 
+static void ask_to_be_notified(void)
+{
+	struct vmcall call = { VMCALL_NOTIFY, NOTIFY_VECTOR, 0, 0, 0 };
+
+	say_word("notify ", vmcall(&call));
+}
+
+/* R13 is an address in all of them; bit 63 of the code makes it one for the host too. */
+_Noreturn static void die(u64 error, u64 mask)
+{
+	register u64 r10 asm("r10") = 0;
+	register u64 r11 asm("r11") = VMCALL_FATAL;
+	register u64 r12 asm("r12") = error;
+	register u64 r13 asm("r13") = PAGE_GPA;
+	register u64 r14 asm("r14") = 0x64616f6c796170UL;
+	register u64 r15 asm("r15") = 0;
+	u64 rax = TDG_VP_VMCALL;
+
+	asm volatile(".byte 0x66, 0x0f, 0x01, 0xcc"
+		     : "+a" (rax), "+c" (mask), "+r" (r10), "+r" (r11), "+r" (r12), "+r" (r13),
+		       "+r" (r14), "+r" (r15)
+		     : : "memory", "cc");
+	stop();
+}
+
 static void do_as_told(char letter, u64 vcpus)
 {
-	struct vmcall fatal = { VMCALL_FATAL, 0xdead0000, 0, 0x64616f6c796170UL, 0 };
-
 	switch (letter) {
 	case '\n':
 		return;
@@ -267,9 +299,20 @@ static void do_as_told(char letter, u64 vcpus)
 	case 'p':
 		make_private();
 		break;
+	case 'n':
+		ask_to_be_notified();
+		break;
+	case 'i':
+		say_word("notified ", notified);
+		break;
 	case 'f':
-		vmcall(&fatal);
-		stop();
+		die(FATAL, VMCALL_MASK);
+	case 'F':
+		die(FATAL | GPA_VALID, VMCALL_MASK);
+	case 'e':
+		die(FATAL, VMCALL_MASK & ~MESSAGE_MASK);
+	case 'x':
+		die(FATAL_RESERVED, VMCALL_MASK);
 	case 'r':
 		io(PORT_RESET, 1, 1, RESET_NOW);
 		stop();

@@ -12,23 +12,22 @@
 static struct gate idt[NR_VECTORS];
 static volatile u32 seen;
 
-void payload_interrupt(struct frame *frame)
+void payload_vector(u64 vector)
 {
-	(void)frame;
+	(void)vector;
 	seen++;
 	wrmsr(X2APIC_EOI, 0);
 }
 
 void payload_main(u64 index, u64 rcx)
 {
-	struct vmcall enable = { VMCALL_WRMSR, X2APIC_SPIV, SPIV_ENABLED | 0xff, 0, 0 };
 	u32 told = 0;
 
 	(void)index;
 	(void)rcx;
-	set_gate(&idt[VECTOR], interrupt_entry);
+	set_vector(idt, VECTOR);
 	load_idt(idt);
-	vmcall(&enable);
+	enable_apic();
 	wrmsr(X2APIC_SELF_IPI, VECTOR);
 	asm volatile("sti" : : : "memory");
 	while (!seen)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A running TD's memory while other threads of its process change slots and attributes, and free pages."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from threading import Event
+from typing import Any
+
+import pytest
+
+from fixtures.agent import syscalls
+from fixtures.agent.call import Call, batch_call
+from fixtures.agent.client import Worker
+from fixtures.guests import output
+from fixtures.guests.launch import Launch
+from fixtures.kvm import commands
+from fixtures.kvm.abi import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    PAGE_SIZE,
+)
+from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.exits import MapGpaExit, MemoryFaultExit
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import MemorySlot
+from fixtures.kvm.vcpu import Vcpu
+
+ACCEPTED, ALREADY_ACCEPTED = 0, 0xB0A
+TOUCHED = 0x100000
+"""The page that the payload ``touch`` accepts."""
+CONVERTED = 0x40000000
+"""The memory of the payload ``convert``: four pages for each vCPU."""
+ELSEWHERE = 0x80000000
+LONG = pytest.mark.slow, pytest.mark.timeout(900)
+
+
+@contextmanager
+def again_and_again(worker: Worker, *calls: Call[Any]) -> Iterator[list[Any]]:
+    """Execute calls in a thread of the worker, in order, again and again while the block runs.
+
+    :returns: their results, in the order in which they ended; those of failed ioctls are exceptions.
+    """
+    results: list[Any] = []
+    enough = Event()
+
+    def repeat() -> None:
+        while not enough.is_set():
+            results.extend(worker.start(batch_call(calls, go_on=True, repeat=10)).result().results)
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(repeat)
+        try:
+            yield results
+        finally:
+            enough.set()
+            ended.result()
+
+
+def errnos(results: Sequence[Any]) -> Counter[str]:
+    """Count how calls ended."""
+    failed = (getattr(result, "errno", 0) for result in results)
+    return Counter(errno.errorcode[error] if error else "success" for error in failed)
+
+
+def comes_and_goes(built: Assembly, slot: MemorySlot) -> list[Call[None]]:
+    """Delete a memory slot and add it again."""
+    return [
+        commands.set_slot(built.td.fd, MemorySlot(slot.slot, slot.gpa, 0)),
+        commands.set_slot(built.td.fd, slot),
+    ]
+
+
+# a memory slot that comes and goes
+
+
+def touch(vcpu: Vcpu, *, private: bool) -> str:
+    """Run the guest until it has touched its page, or has missed it."""
+    found = vcpu.start().result()
+    if isinstance(found, MemoryFaultExit):
+        assert (found.gpa, found.private) == (TOUCHED, private)
+        return "missed"
+    return {ACCEPTED: "accepted", ALREADY_ACCEPTED: "still accepted"}[output.number_of(found)]
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(200, id="200-times"), pytest.param(1000, id="1000-times", marks=LONG)]
+)
+def test_guest_and_pre_fault_against_a_slot_that_comes_and_goes(rounds: int, launch: Launch) -> None:
+    """All end: neither waits in the kernel for a slot whose deletion waits for it."""
+    built = launch("touch", vcpus=2, regions=[Region(TOUCHED, PAGE_SIZE)])
+    guest, other = built.vcpus
+    slot = built.placed[-1].slot
+    touched: Counter[str] = Counter()
+    pre_fault = commands.pre_fault_memory(other.fd, TOUCHED, PAGE_SIZE)
+    with again_and_again(built.worker, pre_fault) as populated:
+        changing = built.worker.start(batch_call(comes_and_goes(built, slot), repeat=rounds))
+        while not changing.done():
+            touched[touch(guest, private=True)] += 1
+        assert changing.result().complete
+    # EFAULT without a slot, EAGAIN while it is being deleted.
+    assert set(errnos(populated)) <= {"success", "EFAULT", "EAGAIN"}
+    assert errnos(populated)["success"]
+    assert errnos(populated)["EFAULT"]
+    assert {"accepted", "missed"} <= set(touched)
+    assert touch(guest, private=True) in ("accepted", "still accepted")
+    assert touch(guest, private=True) == "still accepted"
+
+
+# neighbours of memory that is converted
+
+
+def convert(built: Assembly, vcpu: Vcpu, rounds: int) -> list[int]:
+    """Run a vCPU of the payload ``convert`` to its end, and grant what it asks for; returns what it wrote."""
+    td, memfd = built.td, built.memfds[-1]
+    told: list[int] = []
+    run = commands.run(vcpu.fd, vcpu.run_page().address)
+    granted: list[Call[Any]] = []
+    while len(told) < rounds:
+        found = built.worker.start(batch_call([*granted, run])).result()[-1]
+        granted = []
+        if not isinstance(found, MapGpaExit):
+            told.append(output.number_of(found))
+            continue
+        attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE if found.private else 0
+        granted = [commands.set_memory_attributes(td.fd, found.gpa, found.size, attributes)]
+        if not found.private:
+            # As QEMU does: what was private there is of no use any more.
+            granted.append(hole(memfd.fd, found.gpa - CONVERTED))
+    return told
+
+
+def hole(memfd: int, offset: int) -> Call[Any]:
+    """Punch a hole of one page."""
+    return syscalls.fallocate(memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, PAGE_SIZE)
+
+
+@pytest.mark.tdx_host(cpus=8)
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(5, id="5-times"), pytest.param(100, id="100-times", marks=LONG)]
+)
+def test_neighbours_of_memory_that_eight_vcpus_convert_keep_their_bytes(
+    rounds: int, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """Meanwhile other threads change, populate and free what lies between, and the slots around it."""
+    vcpus = 8
+    built = launch("convert", vcpus=vcpus, rcx=rounds, regions=[Region(CONVERTED, 4 * vcpus * PAGE_SIZE)])
+    td, worker, memfd = built.td, built.worker, built.memfds[-1]
+    unused = [(4 * index + 3) * PAGE_SIZE for index in range(vcpus)]
+    around = Memory.map(worker, PAGE_SIZE)
+    slot = MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, around.address)
+    disturbances = {
+        "holes": [hole(memfd.fd, offset) for offset in unused],
+        "attributes": [
+            commands.set_memory_attributes(td.fd, CONVERTED + offset, PAGE_SIZE, private)
+            for private in (0, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+            for offset in unused
+        ],
+        "slots": [
+            commands.set_slot(td.fd, slot),
+            commands.set_slot(td.fd, MemorySlot(slot.slot, slot.gpa, 0)),
+        ],
+        "populating": [
+            commands.pre_fault_memory(built.vcpus[0].fd, CONVERTED + offset, PAGE_SIZE)
+            for offset in unused[:2]
+        ],
+    }
+    with ExitStack() as stack:
+        results = {
+            name: stack.enter_context(again_and_again(worker, *calls)) for name, calls in disturbances.items()
+        }
+        pool = stack.enter_context(ThreadPoolExecutor(vcpus))
+        told = list(pool.map(lambda vcpu: convert(built, vcpu, rounds), built.vcpus))
+    assert told == [[index << 24 | round_ for round_ in range(1, rounds + 1)] for index in range(vcpus)]
+    assert all(results.values())
+    # The attribute can change between KVM's two looks at it.
+    assert set(errnos(results.pop("populating"))) <= {"success", "EFAULT", "EAGAIN"}
+    assert {name: set(errnos(found)) for name, found in results.items()} == {
+        name: {"success"} for name in results
+    }

@@ -1,6 +1,0 @@
-/* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "entry.h"
-
-	.text
-	.code64
-	entry	interrupt_entry payload_interrupt
