@@ -149,7 +149,9 @@ def ensure_guests(
     )
 
 
-def boot_images(kernel: KernelImage, rootfs: Path, qemu: Path | None = None) -> BootImages:
+def boot_images(
+    kernel: KernelImage, rootfs: Path, qemu: Path | None = None, guests: Path | None = None
+) -> BootImages:
     """Returns the files that a nested host boots."""
     return BootImages(
         kernel=kernel.bzimage,
@@ -158,6 +160,7 @@ def boot_images(kernel: KernelImage, rootfs: Path, qemu: Path | None = None) -> 
         flavour=kernel.flavour,
         patch_hash=kernel.patch_hash,
         qemu=qemu,
+        guests=guests,
     )
 
 

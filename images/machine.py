@@ -57,6 +57,7 @@ class BootImages:
     :param modules: raw ext4 image of the kernel's modules, None for a kernel without modules.
     :param rootfs: raw ext4 image of the root file system.
     :param qemu: raw ext4 image of the QEMU that moves TDs, None for a host without it.
+    :param guests: raw ext4 image of the Linux for TDs, None for a host without it.
     :param flavour: name of the flavour; ``<flavour>-tree`` if the kernel was built from a user's tree, which
         may hold more than the flavour.
     :param patch_hash: 12 hexadecimal digits over hooks, softseam and the flavour's patches.
@@ -68,11 +69,17 @@ class BootImages:
     flavour: str = "unknown"
     patch_hash: str = ""
     qemu: Path | None = None
+    guests: Path | None = None
 
     @property
     def disks(self) -> dict[str, Path]:
         """The host's disks by name, in order: /dev/vda is the first."""
-        disks = {"rootfs": self.rootfs, "modules": self.modules, "qemu": self.qemu}
+        disks = {
+            "rootfs": self.rootfs,
+            "modules": self.modules,
+            "qemu": self.qemu,
+            "guests": self.guests,
+        }
         return {name: image for name, image in disks.items() if image is not None}
 
 
@@ -130,8 +137,8 @@ def kernel_command_line(machine: Machine) -> str:
         f"softseam.keyids={shape.keyids}",
         f"softseam.max_vcpus={shape.max_vcpus}",
     ]
-    devices = {name: f"/dev/vd{letter}" for name, letter in zip(images.disks, "abc", strict=False)}
-    words += [f"tdx_e2e.{name}={devices[name]}" for name in ("modules", "qemu") if name in devices]
+    devices = {name: f"/dev/vd{letter}" for name, letter in zip(images.disks, "abcd", strict=False)}
+    words += [f"tdx_e2e.{name}={device}" for name, device in devices.items() if name != "rootfs"]
     words += [f"{FLAVOUR}={images.flavour}", f"{PATCH_HASH}={images.patch_hash}"]
     if machine.extra_cmdline:
         words.append(machine.extra_cmdline)
