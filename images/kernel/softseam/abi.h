@@ -219,6 +219,8 @@ enum seam_sept_state {
 #define EPTV_READ			BIT_ULL(0)
 #define EPTV_WRITE			BIT_ULL(1)
 #define EPTV_FETCH			BIT_ULL(2)
+#define EPTV_GLA_VALID			BIT_ULL(7)
+#define EPTV_TRANSLATED			BIT_ULL(8)
 /* Extended exit qualification, type: the page is PENDING */
 #define EPTV_EXT_PENDING		6
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Writes of CR0, CR4 and XCR0 by the guest. */
+/* CR0, CR4, CR8 and XCR0 as the guest accesses them. */
 #include <linux/array_size.h>
 #include <linux/bits.h>
 #include <asm/cpuid/api.h>
@@ -12,6 +12,7 @@
 #include "event.h"
 #include "insn.h"
 #include "td.h"
+#include "vapic.h"
 #include "vmcb.h"
 #include "vp.h"
 
@@ -163,6 +164,30 @@ void cr_write(struct seam_vp *vp, unsigned int cr)
 	}
 	result = cr ? set_cr4(vp, vmcb, val) : set_cr0(vmcb, val);
 	finish(vp, result, QUALIFICATION(cr, gpr), at + 3);
+}
+
+/*
+ * MOV from and to CR8, the priority of the virtual APIC.  Not left to the CPU: QEMU 7.2
+ * aborts if one changes while a virtual interrupt is pending (helper_write_crN()
+ * in target/i386/tcg/sysemu/misc_helper.c, which does not hold the lock).
+ */
+void cr8_access(struct seam_vp *vp, bool is_write)
+{
+	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+	struct seam_insn insn;
+	unsigned int at;
+	u64 *gpr;
+
+	insn_fetch(vp, &insn);
+	at = insn.opcode;
+	gpr = insn_gpr(vp, (insn.bytes[at + 2] & 7) | (insn.rex & 1) << 3);
+	if (!is_write) {
+		*gpr = vapic_read(vp->tdvps, X2APIC_TPR) >> 4;
+	} else if (*gpr >> 4 || !vapic_write(vp->tdvps, X2APIC_TPR, *gpr << 4)) {
+		event_exception(vp, X86_TRAP_GP, true, 0);
+		return;
+	}
+	vmcb->rip += at + 3;
 }
 
 static bool xcr0_ok(u64 val, u64 xfam)

@@ -5,6 +5,7 @@
 #include "vp.h"
 
 void cr_write(struct seam_vp *vp, unsigned int cr);
+void cr8_access(struct seam_vp *vp, bool is_write);
 void cr_xsetbv(struct seam_vp *vp);
 
 #endif

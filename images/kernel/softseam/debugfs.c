@@ -126,7 +126,8 @@ static void show_vcpu(u64 pa, const struct seam_pamt *pamt, void *arg)
 		seq_puts(m, "cpu=- ");
 	else
 		seq_printf(m, "cpu=%d ", lp);
-	seq_printf(m, "entries=%llu exits=%llu\n", tdvps->nr_entries, tdvps->nr_exits);
+	seq_printf(m, "entries=%llu exits=%llu ", tdvps->nr_entries, tdvps->nr_exits);
+	seq_printf(m, "exit=0x%llx rip=0x%llx\n", tdvps->exit_code, tdvps->exit_rip);
 }
 
 static int vcpus_show(struct seq_file *m, void *v)

@@ -130,6 +130,8 @@ static void run(struct seam_vp *vp, struct seam_exit *exit)
 		vmcb->tlb_control = VMCB_FLUSH_ALL;
 		run_until_exit(vp);
 		vp->tdvps->nr_exits++;
+		vp->tdvps->exit_code = vmcb->exit_code;
+		vp->tdvps->exit_rip = vmcb->rip;
 		/* An event whose delivery the exit interrupted is injected again. */
 		vmcb->event_inject = vmcb->exit_int_info & EVENT_VALID ? vmcb->exit_int_info : 0;
 	} while (guest_handle_exit(vp, exit) == GUEST_RESUME);

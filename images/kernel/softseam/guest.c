@@ -69,7 +69,8 @@ void guest_reset(struct seam_vp *vp, u64 rcx)
 
 	memset(vmcb, 0, sizeof(*vmcb));
 	vmcb->intercept_exceptions = BIT(X86_TRAP_UD);
-	vmcb->intercept_cr = ICPT_CR_WRITE(0) | ICPT_CR_WRITE(4);
+	vmcb->intercept_cr = ICPT_CR_WRITE(0) | ICPT_CR_WRITE(4) | ICPT_CR_READ(8) |
+			     ICPT_CR_WRITE(8);
 	vmcb->intercept_misc1 = ICPT_INTR | ICPT_NMI | ICPT_RDPMC | ICPT_CPUID | ICPT_INVD |
 				ICPT_HLT | ICPT_IOIO | ICPT_MSR | ICPT_SHUTDOWN;
 	vmcb->intercept_misc2 = ICPT2_SVM | ICPT2_WBINVD | ICPT2_MONITOR | ICPT2_MWAIT |
@@ -151,6 +152,17 @@ static bool shared_fault_is_ve(const struct seam_vp *vp, u64 gpa)
 	}
 }
 
+static void raise_ve(struct seam_vp *vp, u64 gpa, u64 qualification)
+{
+	const struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+	u64 gla = qualification & EPTV_FETCH ? vmcb->cs.base + vmcb->rip : insn_gla(vp);
+
+	qualification |= EPTV_GLA_VALID;
+	if (!(vmcb->exit_info1 & NPF_TABLE_WALK))
+		qualification |= EPTV_TRANSLATED;
+	event_ve(vp, EXIT_EPT_VIOLATION, qualification, gla, gpa, 0, 0);
+}
+
 static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
@@ -166,7 +178,7 @@ static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 	if (!sept_gpa_is_private(vp->td.tdcs, gpa)) {
 		if (!shared_fault_is_ve(vp, gpa))
 			return GUEST_EXIT;
-		event_ve(vp, EXIT_EPT_VIOLATION, qualification, 0, gpa, 0, 0);
+		raise_ve(vp, gpa, qualification);
 		return GUEST_RESUME;
 	}
 
@@ -182,7 +194,7 @@ static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 		exit->rdx = EPTV_EXT_PENDING;
 		return GUEST_EXIT;
 	}
-	event_ve(vp, EXIT_EPT_VIOLATION, qualification, 0, gpa, 0, 0);
+	raise_ve(vp, gpa, qualification);
 	return GUEST_RESUME;
 }
 
@@ -275,6 +287,10 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 		break;
 	case SVM_EXIT_CR_WRITE(4):
 		cr_write(vp, 4);
+		break;
+	case SVM_EXIT_CR_READ(8):
+	case SVM_EXIT_CR_WRITE(8):
+		cr8_access(vp, vmcb->exit_code == SVM_EXIT_CR_WRITE(8));
 		break;
 	case SVM_EXIT_XSETBV_INSN:
 		cr_xsetbv(vp);

@@ -19,6 +19,7 @@ struct seam_insn {
 void insn_fetch(struct seam_vp *vp, struct seam_insn *insn);
 bool insn_is(const struct seam_insn *insn, const u8 *bytes, unsigned int len);
 u64 insn_io_qualification(struct seam_vp *vp);
+u64 insn_gla(struct seam_vp *vp);
 u64 *insn_gpr(struct seam_vp *vp, unsigned int n);
 
 #endif

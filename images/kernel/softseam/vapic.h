@@ -6,6 +6,8 @@
 
 #include "vp.h"
 
+#define X2APIC_TPR	0x808
+
 void vapic_deliver(struct seam_vp *vp);
 bool vapic_pending(const struct seam_tdvps *tdvps);
 u64 vapic_read(const struct seam_tdvps *tdvps, u32 msr);

@@ -102,6 +102,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define ICPT2_MWAIT		BIT(11)
 #define ICPT2_XSETBV		BIT(13)
 /* intercept_cr */
+#define ICPT_CR_READ(n)		BIT(n)
 #define ICPT_CR_WRITE(n)	BIT(16 + (n))
 
 #define INT_CTL_V_TPR		GENMASK(7, 0)
@@ -116,6 +117,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define EVENT_HAS_ERROR		BIT(11)
 #define EVENT_VALID		BIT(31)
 
+#define SVM_EXIT_CR_READ(n)	(n)
 #define SVM_EXIT_CR_WRITE(n)	(0x10 + (n))
 #define SVM_EXIT_EXC(n)		(0x40 + (n))
 #define SVM_EXIT_PHYS_INTR	0x60
@@ -140,5 +142,6 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define NPF_PRESENT		BIT_ULL(0)
 #define NPF_WRITE		BIT_ULL(1)
 #define NPF_FETCH		BIT_ULL(4)
+#define NPF_TABLE_WALK		BIT_ULL(33)
 
 #endif

@@ -50,6 +50,7 @@ struct seam_tdvps {
 	u64 posted_desc;
 	u64 shared_eptp;
 	u64 nr_entries, nr_exits;
+	u64 exit_code, exit_rip;		/* the last, for debugfs */
 	u64 xcr0;
 	u64 kept_msrs[SEAM_NR_KEPT_MSRS];	/* of the rules in msr.c */
 };
