@@ -189,6 +189,8 @@ def test_cpuid_is_what_get_cpuid_reports_to_the_host(
     built.populate(Region.firmware(payloads["execute"]))
     reported = {entry.key: entry for entry in built.vcpus[0].get_cpuid()}
     guest = Executor(built.finalize())
+    cr4 = guest.run([read_cr(4)])[0]["rax"]
+    guest.run([write_cr(4, cr4 | OSXSAVE | OSFXSR)])
     outcomes = dict(zip(reported, guest.run([cpuid(*key) for key in reported]), strict=True))
     assert {key for key, outcome in outcomes.items() if end_of(outcome) == End.VE} <= {
         key for key in reported if key[0] in FAULTING

@@ -24,6 +24,7 @@ from fixtures.guests.moving import Destination, Move, moved
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.quotes import QuoteService
 from fixtures.guests.typed import AFTER_RESET, ask, await_answer, counts, joined, parse_counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -266,6 +267,17 @@ def test_guest_ends_itself_after_a_move(hkids: Hkids, movable_tds: QemuTds) -> N
     assert td.await_event("SHUTDOWN")["data"] == {"guest": True, "reason": "guest-reset"}
     assert td.wait() == 0
     assert hkids.taken == 0
+
+
+def test_guest_is_interrupted_for_a_quote_in_the_destination_if_it_wanted_it_in_the_source(
+    movable_tds: QemuTds, quotes: QuoteService
+) -> None:
+    source = movable_tds.run(**quotes.change)
+    assert ask(source, "n") == "notify 0"
+    td = moved_once(movable_tds, source)
+    quotes.ask(td).answer(b"a quote")
+    assert ask(td, "w") == "quote 0"
+    assert ask(td, "i") == "notified 1"
 
 
 def test_fatal_error_after_a_move_is_an_event(movable_tds: QemuTds) -> None:

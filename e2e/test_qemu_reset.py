@@ -14,8 +14,12 @@ import pytest
 from e2e.findings import F1
 from e2e.resets import MAY_CRASH, reset, resetting
 from fixtures.cgroup import Cgroup
+from fixtures.deadline import Deadline
 from fixtures.findings import shows
+from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.quotes import IN_FLIGHT, QuoteService
+from fixtures.guests.typed import ask
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.device import Kvm
@@ -107,3 +111,45 @@ def test_td_that_was_told_no_clock_can_be_reset(hkids: Hkids, qemu_tds: QemuTds)
         reset(td)
     assert td.status == "prelaunch"
     assert hkids.taken == 1
+
+
+# what the guest before it asked for
+
+
+@MAY_CRASH
+@pytest.mark.tdx_finding("Q12", qemu=("11.1",))
+def test_guest_is_not_interrupted_because_the_one_before_the_reset_wanted_it(
+    qemu_tds: QemuTds, quotes: QuoteService
+) -> None:
+    td = qemu_tds.run(**quotes.change)
+    assert ask(td, "n") == "notify 0"
+    with resetting(td):
+        restart(td)
+    quotes.ask(td).answer(b"a quote")
+    assert ask(td, "w") == "quote 0"
+    with shows("Q12"):
+        assert ask(td, "i") == "notified 0"
+
+
+@MAY_CRASH
+@pytest.mark.tdx_finding("Q12", qemu=("11.1",))
+def test_guest_does_not_get_the_quote_for_which_the_one_before_the_reset_asked(
+    qemu_tds: QemuTds, quotes: QuoteService
+) -> None:
+    td = qemu_tds.run(**quotes.change)
+    before = quotes.ask(td)
+    with resetting(td):
+        restart(td)
+    after = quotes.ask(td)
+    before.answer(b"the quote of another TD")
+    with shows("Q12"):
+        assert ask(td, "w") == f"quote {IN_FLIGHT}"
+    after.answer(b"a quote")
+    assert ask(td, "w") == "quote 0"
+
+
+def restart(td: QemuTd) -> None:
+    """Reset the TD, and wait until its payload is ready again."""
+    before = td.console.position
+    reset(td)
+    td.console.wait_for("^ready", Deadline(10, "the payload after a reset"), since=before)

@@ -185,7 +185,6 @@ def test_guest_is_interrupted_when_its_quote_is_done(qemu_tds: QemuTds, quotes: 
         request = quotes.ask(td)
         assert ask(td, "i") == f"notified {count - 1}"
         request.answer(b"a quote")
-        quotes.await_end(td)
         assert ask(td, "w") == "quote 0"
         assert ask(td, "i") == f"notified {count}"
 
@@ -202,7 +201,7 @@ def test_guest_is_interrupted_when_there_is_no_quote(qemu_tds: QemuTds, quotes: 
 def test_guest_that_does_not_want_it_is_not_interrupted(qemu_tds: QemuTds, quotes: QuoteService) -> None:
     td = qemu_tds.run(**quotes.change)
     quotes.ask(td).answer(b"a quote")
-    quotes.await_end(td)
+    assert ask(td, "w") == "quote 0"
     assert ask(td, "i") == "notified 0"
 
 
