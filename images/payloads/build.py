@@ -3,8 +3,7 @@
 
 A source names the begin of its image in a comment, ``payload: base=0xfffff000``; the image ends at 4 GiB and
 holds the reset vector, as a TD's firmware does.  ``lib/*.S`` and ``lib/*.c`` are linked to the payloads that
-refer to them; ``include/`` is on the search path.  C is compiled position-independent, without a red zone,
-SSE or a libc.
+refer to them; ``include/`` is on the search path.
 """
 
 from __future__ import annotations
@@ -12,26 +11,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from images import freestanding
 from images.cache import Artefact, Cache, digest_files
 from images.commands import Log, run
 from images.errors import BuildError
+from images.freestanding import END
 from images.progress import Reporter
 from images.recipe import Recipe, Work
 from images.tools import versions
 
 _HERE = Path(__file__).parent
 _INPUTS = ("*.S", "*.c", "*.h", "*.ld", "include/**/*.h", "lib/*.S", "lib/*.c", "build.py")
-_TOOLS = ("gcc", "ld", "ar", "objcopy", "setpriv")
+_TOOLS = (*freestanding.TOOLS, "ar", "setpriv")
 _BASE = re.compile(r"payload:\s*base=(0x[0-9a-fA-F]+)")
-_END = 1 << 32
 _PAGE = 4096
 _LONGEST = 1 << 20
-_FLAGS = (
-    *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-g0", "-ffreestanding", "-nostdlib", "-nostdinc"),
-    *("-m64", "-fpie", "-fvisibility=hidden", "-mno-red-zone", "-mgeneral-regs-only", "-fcf-protection=none"),
-    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-exceptions", "-fno-builtin"),
-    *("-fno-jump-tables", "-Wa,--noexecstack"),
-)
 
 
 def base_of(source: Path) -> int:
@@ -45,7 +39,7 @@ def base_of(source: Path) -> int:
             f"{source} does not say where it is loaded", hint="add /* payload: base=0xfffff000 */"
         )
     base = int(match[1], 16)
-    if base % _PAGE or not _END - _LONGEST <= base < _END:
+    if base % _PAGE or not END - _LONGEST <= base < END:
         raise BuildError(
             f"{source}: base {base:#x} is not a page in the {_LONGEST >> 10} KiB below 4 GiB",
             hint="a payload of one page begins at 0xfffff000",
@@ -63,7 +57,10 @@ class Payloads(Recipe):
     space = 10_000_000
 
     def inputs(self) -> dict[str, object]:
-        return {"files": digest_files(_HERE, _INPUTS), "tools": versions("gcc", "ld", "objcopy")}
+        return {
+            "files": digest_files(_HERE, _INPUTS) | digest_files(_HERE.parent, ("freestanding.py",)),
+            "tools": versions("gcc", "ld", "objcopy"),
+        }
 
     def make(self, work: Work) -> dict[str, object]:
         with work.reporter.step("payloads: building"):
@@ -81,51 +78,28 @@ def build_all(sources: Path, scratch: Path, out: Path, log: Log) -> dict[str, in
     out.mkdir(exist_ok=True)
     objects = scratch / "objects"
     objects.mkdir()
-    library = [_compile(source, sources, objects, log) for source in _sources(sources / "lib")]
+    library = [_compile(source, sources, objects, log) for source in freestanding.sources(sources / "lib")]
     archive = objects / "lib.a"
     if library:
         run(["ar", "rcsD", archive, *library], log=log, what="archiving the payloads' library failed")
     bases: dict[str, int] = {}
-    for source in _sources(sources):
+    for source in freestanding.sources(sources):
         if source.stem in bases:
             raise BuildError(f"two payloads are named {source.stem}", hint=f"rename {source}")
-        base = bases[source.stem] = base_of(source)
-        linked = objects / f"{source.stem}.elf"
-        run(
-            [
-                *("ld", "-nostdlib", "-static", "--no-dynamic-linker", "-z", "noexecstack"),
-                *("--fatal-warnings", "--no-warn-rwx-segments"),
-                f"--defsym=payload_base={base:#x}",
-                *("-T", sources / "payload.ld", "-o", linked),
-                _compile(source, sources, objects, log),
-                *([archive] if library else []),
-            ],
-            log=log,
-            what=f"linking the payload {source.name} failed",
+        bases[source.stem] = base_of(source)
+        freestanding.link(
+            sources / "payload.ld",
+            ("payload_base", bases[source.stem]),
+            [_compile(source, sources, objects, log), *([archive] if library else [])],
+            out / f"{source.stem}.bin",
+            log,
+            f"the payload {source.name}",
         )
-        image = out / f"{source.stem}.bin"
-        run(["objcopy", "-O", "binary", linked, image], log=log, what=f"{source.name}: objcopy failed")
-        if image.stat().st_size != _END - base:
-            raise BuildError(
-                f"{source.name}: the image has {image.stat().st_size} bytes instead of {_END - base}",
-                hint="payload.ld has to name every section of it",
-                log=log.path,
-            )
     return bases
 
 
-def _sources(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.S"), *folder.glob("*.c")])
-
-
 def _compile(source: Path, sources: Path, objects: Path, log: Log) -> Path:
-    target = objects / f"{source.parent.name}-{source.name}.o"
-    run(
-        ["gcc", *_FLAGS, "-I", sources / "include", "-c", "-o", target, source],
-        log=log,
-        what=f"the payload {source.name} does not compile",
-    )
-    return target
+    return freestanding.compile_source(source, [sources / "include"], objects, log, "the payload")
 
 
 def find(cache: Cache) -> Artefact | None:
