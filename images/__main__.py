@@ -35,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="all",
-        choices=("all", "kernel", "qemu", "rootfs", "guests", "payloads"),
+        choices=("all", "kernel", "qemu", "rootfs", "guests", "payloads", "firmware"),
         metavar="WHAT",
-        help="kernel, qemu, rootfs, guests, payloads or all (default)",
+        help="kernel, qemu, rootfs, guests, payloads, firmware or all (default)",
     )
     _add_source_options(build)
     build.add_argument(

@@ -174,3 +174,13 @@ def ensure_payloads(*, cache: Cache | None = None, report: Reporter | None = Non
     from images.payloads import build
 
     return build.images_of(build.ensure(cache or Cache(), report or reporter()))
+
+
+def ensure_firmware(*, cache: Cache | None = None, report: Reporter | None = None) -> Path:
+    """Returns the firmware with which a TD starts the kernel of QEMU's ``-kernel``, built when missing.
+
+    :raises BuildError: see the module.
+    """
+    from images.firmware import build
+
+    return build.ensure(cache or Cache(), report or reporter()).path / build.IMAGE

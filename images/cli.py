@@ -11,6 +11,7 @@ from pathlib import Path
 
 from images import shell
 from images.cache import Artefact, Cache
+from images.firmware import build as firmware_build
 from images.guests import build as guests_build
 from images.kernel import build as kernel_build
 from images.kernel import flavours
@@ -53,6 +54,7 @@ def build(cache: Cache, arguments: argparse.Namespace, report: Reporter) -> int:
     mirror, refresh, tree = arguments.mirror, arguments.refresh, arguments.qemu_tree
     builders: list[tuple[str, Callable[[], Artefact]]] = [
         ("payloads", lambda: payloads_build.ensure(cache, report)),
+        ("firmware", lambda: firmware_build.ensure(cache, report)),
         ("qemu", lambda: qemu_build.ensure(cache, report, tree=tree, mirror=mirror, refresh=refresh)),
         ("rootfs", lambda: ROOTFS.ensure(cache, report, mirror=mirror)),
         ("guests", lambda: guests_build.ensure(cache, report, mirror=mirror, refresh=refresh)),
@@ -87,8 +89,9 @@ def patches(cache: Cache, trees: Sequence[Path]) -> int:
 
 def current(cache: Cache) -> set[str]:
     """Names of the artefacts that the present sources make, in every flavour."""
-    found = [debian.DEBIAN.find(cache), ROOTFS.find(cache), payloads_build.find(cache)]
-    found += [buildroot.DEBIAN.find(cache), qemu_build.find(cache), guests_build.find(cache)]
+    found = [debian.DEBIAN.find(cache), ROOTFS.find(cache), buildroot.DEBIAN.find(cache)]
+    found += [payloads_build.find(cache), firmware_build.find(cache)]
+    found += [qemu_build.find(cache), guests_build.find(cache)]
     found += [kernel_build.find(cache, kernel_build.Request(name)) for name in flavours.load()]
     return {artefact.path.name for artefact in found if artefact is not None}
 

@@ -43,8 +43,8 @@ NEEDS = (
     Need("uidmap", "the root file system, without root", ("newuidmap",)),
     Need("fakeroot", "the root file system", ("fakeroot",)),
     Need("e2fsprogs", "disk images", ("mke2fs",)),
-    Need("gcc", "the kernel, init, payloads", ("gcc",)),
-    Need("binutils", "the kernel, init, payloads", ("ld", "strip", "objcopy", "ar")),
+    Need("gcc", "the kernel, init, payloads, firmware", ("gcc",)),
+    Need("binutils", "the kernel, init, payloads, firmware", ("ld", "strip", "objcopy", "ar")),
     Need(
         "libc6-dev",
         "init, and the kernel's own tools",

@@ -14,6 +14,7 @@ from images import __main__ as entry
 from images import cli
 from images.cache import Artefact, Cache
 from images.errors import BuildError
+from images.firmware import build as firmware_build
 from images.guests import build as guests_build
 from images.guests import packages
 from images.kernel import build as kernel_build
@@ -141,7 +142,7 @@ def test_clean_keeps_what_is_up_to_date(
         ("rootfs", ["rootfs"]),
         ("kernel", ["kernel", "kernel"]),
         ("guests", ["guests"]),
-        ("all", ["payloads", "qemu", "rootfs", "guests", "kernel", "kernel"]),
+        ("all", ["payloads", "firmware", "qemu", "rootfs", "guests", "kernel", "kernel"]),
     ],
 )
 def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
@@ -157,7 +158,8 @@ def test_what_is_asked_for_is_built_from_the_trees_that_are_named(
         return ensure
 
     for module, kind in (
-        *((payloads_build, "payloads"), (qemu_build, "qemu"), (guests_build, "guests")),
+        *((payloads_build, "payloads"), (firmware_build, "firmware")),
+        *((qemu_build, "qemu"), (guests_build, "guests")),
         *((Rootfs, "rootfs"), (kernel_build, "kernel")),
     ):
         monkeypatch.setattr(module, "ensure", builder(kind))

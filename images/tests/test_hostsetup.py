@@ -10,6 +10,7 @@ import pytest
 
 from images import chroot, hostsetup, mmdebstrap
 from images.errors import BuildError
+from images.firmware import build as firmware
 from images.hostsetup import install_command, set_up
 from images.kernel import build as kernel
 from images.needs import NEEDS, Need
@@ -55,7 +56,7 @@ def _tools(module: ModuleType) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [chroot, kernel, mmdebstrap, payloads, qemu, rootfs], ids=lambda m: m.__name__
+    "module", [chroot, firmware, kernel, mmdebstrap, payloads, qemu, rootfs], ids=lambda m: m.__name__
 )
 def test_set_up_installs_whatever_a_build_requires(module: ModuleType) -> None:
     """On Debian 13 it once took sqv for gpgv, and the kernel's builder then wanted gpgv."""
