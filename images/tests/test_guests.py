@@ -33,10 +33,12 @@ _OLD, _NEW = (_KERNEL.format(107), "6.12.107-1"), (_KERNEL.format(117), "6.12.11
 
 
 def test_an_entry_is_its_header_its_name_and_its_content() -> None:
-    made = cpio.archive([cpio.file("etc/a", b"hello")])
-    fields = "00000001000081A40000000000000000000000010000000000000005"
-    fields += "000000000000000000000000000000000000000600000000"
-    first = b"070701" + fields.encode() + b"etc/a\0" + b"hello\0\0\0"
+    made = cpio.archive([cpio.file("etc/ab", b"hello")])
+    # inode, mode, owner, group, links, time, size
+    fields = [b"00000001", b"000081A4", b"00000000", b"00000000", b"00000001", b"00000000", b"00000005"]
+    # The archive's device, the node's, length of the name, checksum.
+    fields += [b"00000000", b"00000000", b"00000000", b"00000000", b"00000007", b"00000000"]
+    first = b"070701" + b"".join(fields) + b"etc/ab\0" + b"\0\0\0" + b"hello\0\0\0"
     assert len(first) % 4 == 0
     assert made.startswith(first + b"07070100000002")
     assert made.rstrip(b"\0").endswith(b"TRAILER!!!")
@@ -78,6 +80,11 @@ def test_each_module_comes_after_what_it_depends_on(tmp_path: Path) -> None:
     assert read["c_d.ko"] == _module("e")
     with pytest.raises(BuildError, match=r"the kernel in 6\.12\.1 has no module g"):
         modules.read(tmp_path / "6.12.1", ("e", "g"))
+
+
+def test_a_module_that_several_need_is_loaded_once() -> None:
+    needs = {"a": ["c"], "b": ["c", "a"], "c": []}
+    assert modules.in_order(["b", "a"], needs.__getitem__) == ["c", "a", "b"]
 
 
 def test_modules_that_need_each_other_are_an_error() -> None:
