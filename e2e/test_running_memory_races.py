@@ -37,6 +37,7 @@ TOUCHED = 0x100000
 CONVERTED = 0x40000000
 """The memory of the payload ``convert``: four pages for each vCPU."""
 ELSEWHERE = 0x80000000
+SHARED_ROUNDS = 200
 LONG = pytest.mark.slow, pytest.mark.timeout(900)
 
 
@@ -111,6 +112,22 @@ def test_guest_and_pre_fault_against_a_slot_that_comes_and_goes(rounds: int, lau
     assert {"accepted", "missed"} <= set(touched)
     assert touch(guest, private=True) in ("accepted", "still accepted")
     assert touch(guest, private=True) == "still accepted"
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_pre_fault_of_shared_memory_against_a_slot_that_comes_and_goes(launch: Launch) -> None:
+    built = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)])
+    built.td.set_memory_attributes(TOUCHED, PAGE_SIZE, private=False)
+    pre_fault = commands.pre_fault_memory(built.vcpus[0].fd, TOUCHED, PAGE_SIZE)
+    with again_and_again(built.worker, pre_fault) as populated:
+        changing = built.worker.start(
+            batch_call(comes_and_goes(built, built.placed[-1].slot), repeat=SHARED_ROUNDS)
+        )
+        assert changing.result().complete
+    # ENOENT without a slot, EAGAIN while it is being deleted.
+    assert set(errnos(populated)) <= {"success", "ENOENT", "EAGAIN"}
+    assert errnos(populated)["success"]
+    assert errnos(populated)["ENOENT"]
 
 
 # neighbours of memory that is converted

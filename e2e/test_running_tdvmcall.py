@@ -13,6 +13,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests.execute import Executor, tdcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
+from fixtures.guests.output import UnexpectedExit
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE, Cap, MsrExitCause, TdVmCall
 from fixtures.kvm.exits import Exit, FatalErrorExit, IoExit, MapGpaExit, MmioExit, MsrExit, TdVmCallExit
@@ -31,6 +32,7 @@ SHARED = InitVmParams().shared_bit
 AREA = 0x40000000
 TWO_MIB = 1 << 21
 KVM_HC_UNKNOWN = 77
+SECRET = 0x5EC2E7
 KVM_ENOSYS = 1000
 APIC_BASE, APIC_ICR, APIC_TDCR, LSTAR = 0x1B, 0x830, 0x83E, 0xC0000082
 ICR_TO_ITSELF, ICR_SMI = 1 << 18, 2 << 8
@@ -406,3 +408,25 @@ def test_fatal_error_comes_with_all_registers(mailbox: Mailbox) -> None:
     assert (found.kind, found.code, found.gpa) == (abi.KVM_SYSTEM_EVENT_TDX_FATAL, code, AREA)
     # RDX and RBX; 0 for RSP and RBP, which cannot pass; RSI and RDI; R8 to R15.
     assert found.data[2:] == (2, 3, 0, 0, 6, 7, 8, 9, 0, leaf, code, AREA, 0x14, 0x15)
+
+
+def test_code_of_a_fatal_error_is_what_the_guest_gave(launch: Launch) -> None:
+    """KVM judges neither its bits nor, without bit 63, the address; that is for user space."""
+    for code in (0, 1, 0xDEAD, 0xDEAD0000, 0xFFFF << 32, 1 << 63, (1 << 64) - 1):
+        mailbox = Mailbox(launch("vmcall"))
+        found = mailbox.begin(Registers(r11=TdVmCall.REPORT_FATAL_ERROR, r12=code, r13=AREA))
+        assert isinstance(found, FatalErrorExit)
+        assert (hex(found.code), found.gpa) == (hex(code), AREA)
+
+
+def test_fatal_error_without_registers_for_a_text_has_none(launch: Launch) -> None:
+    """What the guest keeps to itself does not come to user space."""
+    mask = PASS | 1 << 12 | 1 << 13
+    secrets = dict.fromkeys(("rdx", "rbx", "rdi", "rsi", "r8", "r9", "r14", "r15"), SECRET)
+    guest = Executor(launch("execute"))
+    with pytest.raises(UnexpectedExit) as caught:
+        guest.run([tdcall(0, rcx=mask, r11=TdVmCall.REPORT_FATAL_ERROR, r13=AREA, **secrets)])
+    found = caught.value.found
+    assert isinstance(found, FatalErrorExit)
+    assert (found.data[1], found.code, found.gpa, found.message) == (mask, 0, AREA, b"")
+    assert set(found.data) == {found.data[0], mask, 0, TdVmCall.REPORT_FATAL_ERROR, AREA}
