@@ -149,6 +149,19 @@ def ensure_guests(
     )
 
 
+def ensure_guest_selftest(
+    kernel_tree: Path | None = None, *, cache: Cache | None = None, report: Reporter | None = None
+) -> Path:
+    """Returns a disk whose bytes are the kernel's tdx_guest_test, for a guest to copy and run.
+
+    :param kernel_tree: a kernel's source; by default Debian's, which is there once a kernel was built.
+    :raises BuildError: there is none, or the test does not compile.
+    """
+    from images.guests import selftest
+
+    return selftest.ensure(cache or Cache(), report or reporter(), tree=kernel_tree).path / selftest.IMAGE
+
+
 def boot_images(
     kernel: KernelImage, rootfs: Path, qemu: Path | None = None, guests: Path | None = None
 ) -> BootImages:

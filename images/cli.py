@@ -13,6 +13,7 @@ from images import shell
 from images.cache import Artefact, Cache
 from images.firmware import build as firmware_build
 from images.guests import build as guests_build
+from images.guests import selftest
 from images.kernel import build as kernel_build
 from images.kernel import flavours
 from images.kernel.fit import misfits
@@ -92,6 +93,7 @@ def current(cache: Cache) -> set[str]:
     found = [debian.DEBIAN.find(cache), ROOTFS.find(cache), buildroot.DEBIAN.find(cache)]
     found += [payloads_build.find(cache), firmware_build.find(cache)]
     found += [qemu_build.find(cache), guests_build.find(cache)]
+    found.append(selftest.find(cache))
     found += [kernel_build.find(cache, kernel_build.Request(name)) for name in flavours.load()]
     return {artefact.path.name for artefact in found if artefact is not None}
 

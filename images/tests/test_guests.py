@@ -17,7 +17,7 @@ from images.apt import NotThere, RemoteFile
 from images.cache import Cache
 from images.commands import Log
 from images.errors import BuildError
-from images.guests import build, compiled, cpio, modules, packages
+from images.guests import build, compiled, cpio, modules, packages, selftest
 from images.guests.packages import Packages
 from images.progress import Reporter
 from images.recipe import Work
@@ -228,6 +228,42 @@ def test_a_package_whose_files_have_changed_is_an_error(
     work = Work(cache, report, log, tmp_path)
     with pytest.raises(BuildError, match=r"boot has 0 files vmlinuz-\*, not one"):
         build.Guests(_usual()).make(work)
+
+
+# The kernel's own test
+
+
+def _kernel_tree(folder: Path, *, program: str) -> Path:
+    for path in selftest._FILES:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("#define ANSWER 42\n" if path == selftest._INTERFACE else "")
+    (folder / selftest._PROGRAM).write_text(program)
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_the_kernels_test_is_a_disk_that_is_a_program(tmp_path: Path, cache: Cache, report: Reporter) -> None:
+    program = '#include <linux/tdx-guest.h>\n#include "kselftest_harness.h"\nint main() { return ANSWER; }\n'
+    tree = _kernel_tree(tmp_path / "linux", program=program)
+    disk = selftest.ensure(cache, report, tree=tree).path / selftest.IMAGE
+    assert disk.stat().st_size % 512 == 0
+    copy = tmp_path / "copy"
+    copy.write_bytes(disk.read_bytes())
+    copy.chmod(0o700)
+    assert subprocess.run([copy], check=False, timeout=30).returncode == 42
+    (tree / selftest._PROGRAM).write_text("not C\n")
+    with pytest.raises(BuildError, match=r"tdx_guest_test\.c does not compile"):
+        selftest.ensure(cache, report, tree=tree)
+
+
+def test_a_tree_without_the_kernels_test_is_an_error(tmp_path: Path, cache: Cache, report: Reporter) -> None:
+    tree = _kernel_tree(tmp_path / "linux", program="")
+    (tree / selftest._INTERFACE).unlink()
+    with pytest.raises(BuildError, match=r"linux has no include/uapi/linux/tdx-guest\.h"):
+        selftest.ensure(cache, report, tree=tree)
+    with pytest.raises(BuildError, match="the cache has no kernel source"):
+        selftest.ensure(cache, report)
+    assert selftest.find(cache) is None
 
 
 # The programs
