@@ -39,14 +39,16 @@ class GuestImages:
 
     :param kernel: for QEMU's ``-kernel``.
     :param initrd: for ``-initrd``; ``images/guests/init.c`` describes what it does.
-    :param firmware: for ``-bios``.
-    :param image: a raw ext4 image with the three of them, for a nested host.
+    :param firmware: for ``-bios``; its keys are Microsoft's, so it starts this kernel only behind a shim.
+    :param open_firmware: the same without its platform key, so without Secure Boot.
+    :param image: a raw ext4 image with the others, for a nested host.
     :param kernel_release: what ``uname -r`` prints in the guest.
     """
 
     kernel: Path
     initrd: Path
     firmware: Path
+    open_firmware: Path
     image: Path
     kernel_release: str
 
@@ -144,6 +146,7 @@ def ensure_guests(
         kernel=found.path / build.KERNEL,
         initrd=found.path / build.INITRD,
         firmware=found.path / build.FIRMWARE,
+        open_firmware=found.path / build.OPEN_FIRMWARE,
         image=found.path / build.IMAGE,
         kernel_release=found.manifest()["version"],
     )

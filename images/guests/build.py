@@ -10,7 +10,7 @@ from images import ext4
 from images.cache import Artefact, Cache, digest_files
 from images.commands import require_tools
 from images.errors import BuildError
-from images.guests import compiled, cpio, modules, packages
+from images.guests import compiled, cpio, modules, ovmf, packages
 from images.guests.packages import Packages
 from images.mmdebstrap import SUITE
 from images.progress import Reporter
@@ -19,12 +19,15 @@ from images.sources import first_that_builds
 from images.tools import versions
 
 KERNEL, INITRD, FIRMWARE = "vmlinuz", "initrd", "OVMF.fd"
+OPEN_FIRMWARE = "OVMF.open.fd"
+"""The same firmware without its platform key: it starts kernels that nobody has verified."""
+
 IMAGE = "guests.ext4"
-"""A disk with the other three, for a nested host."""
+"""A disk with all of them, for a nested host."""
 
 _HERE = Path(__file__).parent
 _INPUTS = ("init/*.[ch]", "programs/*.c", "programs/*.sh")
-_RECIPE = ("build.py", "compiled.py", "cpio.py", "modules.py")
+_RECIPE = ("build.py", "compiled.py", "cpio.py", "modules.py", "ovmf.py")
 _SHARED_RECIPE = ("ext4.py",)
 _UUID = "3d7a2f10-7d3e-4c1b-9a56-0d0b1c3e5f04"
 _TOOLS = ("apt-get", "dpkg", "dpkg-deb", "gpgv|sqv", "gcc", "ld", "mke2fs", "setpriv")
@@ -62,6 +65,8 @@ class Guests(Recipe):
             disk.mkdir()
             shutil.copyfile(kernel / f"boot/vmlinuz-{release}", disk / KERNEL)
             shutil.copyfile(_one(firmware / _OVMF, "OVMF.inteltdx*.fd"), disk / FIRMWARE)
+            unlocked = ovmf.without(ovmf.PLATFORM_KEY, (disk / FIRMWARE).read_bytes())
+            (disk / OPEN_FIRMWARE).write_bytes(unlocked)
             loaded = modules.read(_one(kernel, f"**/modules/{release}"))
             (disk / INITRD).write_bytes(_initrd(loaded, (busybox / _BUSYBOX).read_bytes(), work))
             ext4.make_image(disk, work.out / IMAGE, label="tdx-e2e-guests", uuid=_UUID, log=work.log)
