@@ -77,17 +77,39 @@ class Log:
 
 
 class Crew:
-    """The tools that some threads run, which another thread may end; see :func:`working_in`."""
+    """The tools that some threads run, which another thread may end; see :func:`working_in`.
 
-    def __init__(self) -> None:
+    :param behind: others come first: the crew waits for its turn (:func:`await_turn`), and what it then
+        compiles gets the CPU time that nobody else wants.
+    """
+
+    def __init__(self, *, behind: bool = False) -> None:
         self._lock = threading.Lock()
         self._working: dict[subprocess.Popen[bytes], int] = {}
         self._dismissed = False
+        self._turn = threading.Event()
+        self.behind = behind
         self.hurried = False
         """True while somebody waits: nobody works behind others then."""
+        if not behind:
+            self._turn.set()
+
+    @property
+    def idle(self) -> bool:
+        """True if a tool that is started now has to work behind others."""
+        return self.behind and not self.hurried and (_COMPILING.get() or not self._turn.is_set())
+
+    def take_turn(self) -> None:
+        """Let it work, what it compiles still behind others."""
+        self._turn.set()
+
+    def await_turn(self) -> None:
+        """Wait until it may work, or is hurried or dismissed."""
+        self._turn.wait()
 
     def dismiss(self) -> None:
         """End all tools, and each that is started from now on; their threads get a :class:`CommandError`."""
+        self._turn.set()
         with self._lock:
             self._dismissed = True
             for process, death in self._working.items():
@@ -99,6 +121,7 @@ class Crew:
 
         The latter stay behind unless we have CAP_SYS_NICE: on a busy machine only that makes a difference.
         """
+        self._turn.set()
         with self._lock:
             self.hurried = True
             for process in self._working:
@@ -127,20 +150,37 @@ class Crew:
                 del self._working[process]
 
 
-_CREW: ContextVar[tuple[Crew, bool] | None] = ContextVar("crew", default=None)
+_CREW: ContextVar[Crew | None] = ContextVar("crew", default=None)
+_COMPILING: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
 @contextlib.contextmanager
-def working_in(crew: Crew, *, behind: bool = False) -> Iterator[None]:
-    """Have the tools that this thread runs in the block belong to a crew.
-
-    :param behind: they get the CPU time that nobody else wants.
-    """
-    token = _CREW.set((crew, behind))
+def working_in(crew: Crew) -> Iterator[None]:
+    """Have the tools that this thread runs in the block belong to a crew."""
+    token = _CREW.set(crew)
     try:
         yield
     finally:
         _CREW.reset(token)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Have the tools of the block work behind others if their crew does: they take minutes of all CPUs.
+
+    What only prepares them competes like all others: behind a compiler it would take ten times as long.
+    """
+    token = _COMPILING.set(True)
+    try:
+        yield
+    finally:
+        _COMPILING.reset(token)
+
+
+def await_turn() -> None:
+    """Wait until this thread's crew may take CPU time from others; downloads need not wait."""
+    if crew := _CREW.get():
+        crew.await_turn()
 
 
 def _session_of(process: subprocess.Popen[bytes]) -> Iterator[int]:
@@ -176,8 +216,8 @@ def child(
     :param death: that signal: TERM for a process that ends its children on it, as make does.
     """
     words = [str(word) for word in argv]
-    crew, behind = _CREW.get() or (None, False)
-    behind = behind and crew is not None and not crew.hurried
+    crew = _CREW.get()
+    behind = crew is not None and crew.idle
     log.write(f"+ {f'cd {shlex.quote(str(cwd))} && ' if cwd else ''}{shlex.join(words)}\n")
     try:
         process = subprocess.Popen(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from images import ext4, tools
 from images.cache import Artefact, Cache, digest_files, digest_inputs, file_sha256
-from images.commands import require_tools, run
+from images.commands import compiling, require_tools, run
 from images.errors import BuildError
 from images.kernel import configure, flavours, patched, source, unchanged
 from images.kernel.flavours import Flavour
@@ -153,7 +153,7 @@ class Kernel(Recipe):
     def _compile(self, tree: KeptTree, work: Work) -> None:
         record = tree.folder / "objects"
         usual = int(record.read_text()) if record.is_file() else _USUAL_OBJECTS
-        with work.reporter.step("kernel: compiling", total=usual) as step:
+        with compiling(), work.reporter.step("kernel: compiling", total=usual) as step:
             made = run_make(tree, ["bzImage", "modules"], "the kernel does not build", work, step=step)
         if not record.is_file():
             record.write_text(f"{made}\n")

@@ -43,7 +43,8 @@ def run_make(
         elif not first_error and _FIRST_ERROR.search(line):
             first_error = line.strip()
 
-    jobs = f"-j{os.cpu_count() or 1}"
+    # One more than CPUs: a job that waits for the disk leaves none idle.
+    jobs = f"-j{(os.cpu_count() or 1) + 1}"
     argv: list[str | Path] = ["make", "-C", tree.src, f"O={tree.out}", jobs, *targets]
     try:
         run(argv, log=work.log, env=_environment() | dict(env or {}), what=what, on_line=on_line)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from images import trees
-from images.commands import run
+from images.commands import await_turn, run
 from images.errors import BuildError
 from images.patching import work_out
 from images.qemu import source
@@ -56,6 +56,7 @@ class Tarball:
 
     def bring(self, tree: Path, work: Work) -> None:
         tarball = source.fetch(work, self.source)
+        await_turn()
         with work.reporter.step("qemu: unpacking and patching the source"):
             tree.mkdir(parents=True)
             options = ("--strip-components=1", "--no-same-owner", f"--exclude=*/{LEFT_OUT}/*")
@@ -114,6 +115,7 @@ class UserTree:
         return trees.identity(self.folder, self.files())
 
     def bring(self, tree: Path, work: Work) -> None:
+        await_turn()
         with work.reporter.step(f"qemu: copying {self.folder}"):
             self.copy_to(tree)
 

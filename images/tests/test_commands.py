@@ -7,11 +7,22 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from images.commands import Crew, Log, child, environment, require_tools, run, working_in
+from images.commands import (
+    Crew,
+    Log,
+    await_turn,
+    child,
+    compiling,
+    environment,
+    require_tools,
+    run,
+    working_in,
+)
 from images.errors import BuildError, CommandError
 
 
@@ -127,11 +138,48 @@ def _policy(log: Log) -> str:
     return run(["sh", "-c", "chrt -p $$"], log=log, what="x")[0].rpartition(" ")[2]
 
 
-def test_tools_that_work_behind_others_get_idle_time_only(log: Log) -> None:
-    with working_in(Crew(), behind=True):
+def test_crew_behind_others_gets_idle_time_only_until_its_turn_and_to_compile(log: Log) -> None:
+    crew = Crew(behind=True)
+    with working_in(crew):
         assert _policy(log) == "SCHED_IDLE"
-    with working_in(Crew()):
+        crew.take_turn()
         assert _policy(log) == "SCHED_OTHER"
+        with compiling():
+            assert _policy(log) == "SCHED_IDLE"
+        assert _policy(log) == "SCHED_OTHER"
+    with working_in(Crew()), compiling():
+        assert _policy(log) == "SCHED_OTHER"
+
+
+@pytest.mark.parametrize("how", ["take_turn", "hurry", "dismiss"])
+def test_crew_behind_others_waits_for_its_turn(how: str) -> None:
+    crew = Crew(behind=True)
+    waits = threading.Event()
+    waited = threading.Event()
+
+    def work() -> None:
+        with working_in(crew):
+            waits.set()
+            await_turn()
+        waited.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert waits.wait(10)
+    assert not waited.wait(0.1)
+    with contextlib.ExitStack() as stack:
+        if how == "hurry":
+            stack.enter_context(crew.hurry())
+        else:
+            getattr(crew, how)()
+        assert waited.wait(10)
+    thread.join(10)
+
+
+def test_nobody_else_waits_for_a_turn() -> None:
+    await_turn()
+    with working_in(Crew()):
+        await_turn()
 
 
 _CAP_SYS_NICE = 23
@@ -144,14 +192,14 @@ def _may_step_forward() -> bool:
 
 @pytest.mark.skipif(not _may_step_forward(), reason="needs CAP_SYS_NICE, which root of a container lacks")
 def test_tools_that_somebody_waits_for_do_not_stay_behind(log: Log) -> None:
-    crew, waiting = Crew(), contextlib.ExitStack()
+    crew, waiting = Crew(behind=True), contextlib.ExitStack()
     wait = "until chrt -p $$ | grep SCHED_OTHER; do :; done"
 
     def begin_to_wait(line: str) -> None:
         if line == "begun":
             waiting.enter_context(crew.hurry())
 
-    with working_in(crew, behind=True), waiting:
+    with working_in(crew), compiling(), waiting:
         run(
             ["sh", "-c", f"sh -c '{wait}' & echo begun; {wait}; wait"],
             log=log,
@@ -159,7 +207,7 @@ def test_tools_that_somebody_waits_for_do_not_stay_behind(log: Log) -> None:
             on_line=begin_to_wait,
         )
         assert _policy(log) == "SCHED_OTHER"
-    with working_in(crew, behind=True):
+    with working_in(crew), compiling():
         assert _policy(log) == "SCHED_IDLE"
 
 

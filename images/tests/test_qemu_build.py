@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 import subprocess
 import tarfile
@@ -22,7 +23,7 @@ from images.commands import Log
 from images.errors import BuildError, CommandError
 from images.mmdebstrap import TAR, DebianTar
 from images.progress import Reporter
-from images.qemu import build, debian, source, tree
+from images.qemu import build, debian, precompiled, source, tree
 from images.qemu.build import Output
 from images.qemu.tree import Tarball, UserTree
 from images.recipe import Work
@@ -97,6 +98,21 @@ class _Mirror:
 
 
 Mirrors = Callable[[dict[str, str | None]], _Mirror]
+
+
+def _entry(number: int, define: str, suffix: str = "c") -> dict[str, str]:
+    out = f"-MD -MQ lib{number % 2}.p/{number}.o -MF lib.p/{number}.d -o lib.p/{number}.o"
+    options = f"ccache gcc -m64 -Ilib{number % 2}.p -Iqapi -O1 '{define}' {out}"
+    return {"file": f"../qemu/{number}.{suffix}", "command": f"{options} -c ../qemu/{number}.{suffix}"}
+
+
+_ENTRIES = [
+    *(_entry(number, '-DTARGET="a b"') for number in range(25)),
+    *(_entry(number, "-DPLAIN") for number in range(30)),
+    *(_entry(number, "-DFEW") for number in range(19)),
+    *(_entry(number, "-DASSEMBLER", "S") for number in range(40)),
+]
+_DATABASE = json.dumps(_ENTRIES)
 _GOOD, _OTHER = "int kvm = 1;\nint more;\n", "int other;\n"
 
 
@@ -128,7 +144,9 @@ def built(
     def run(root: Path, argv: list[str], **_: object) -> list[str]:
         place = root / "build"
         ran.append((argv, root))
-        if argv[0] == "ninja":
+        if argv[0].endswith("configure"):
+            (place / "out/compile_commands.json").write_text(_DATABASE)
+        if argv == ["ninja", build.BINARY]:
             assert (place / "qemu" / _CONFIGS / "tdx-e2e.mak").read_text() == "# devices.mak\n"
             (place / "out/qemu-system-x86_64").write_bytes((place / "qemu/accel/kvm.c").read_bytes())
             (place / "ccache/compiled").write_text("compiled\n")
@@ -156,10 +174,12 @@ def test_the_patched_source_is_configured_compiled_and_stripped(
     assert (found.kind, found.label) == ("qemu", "patched")
     assert _binary(found) == "int kvm = 2;\nint more;\n"
     assert (found.path / build.IMAGE).read_text() == _binary(found)
-    configure, ninja, strip = (argv for argv, _ in built)
+    configure, needed, *headers, ninja, strip = (argv for argv, _ in built)
     assert configure[0] == "../qemu/configure"
     assert {"--cc=ccache gcc", "--prefix=/usr", "--disable-tcg"} <= set(configure)
     assert configure[-1] == f"--with-pkgversion=tdx-e2e-{build.patch_hash()}"
+    assert needed == ["ninja", "config-poison.h"]
+    assert [argv[-1] for argv in headers] == ["/build/qemu/include/qemu/osdep.h"] * 2
     assert (ninja, strip) == (["ninja", build.BINARY], ["strip", build.BINARY])
     manifest = found.manifest()
     assert (manifest["version"], manifest["packages"]) == ("11.1.3", {"gcc": "14"})
@@ -271,7 +291,7 @@ def test_what_was_compiled_is_kept_only_from_a_build_that_succeeded(
 
     def failing(root: Path, argv: list[str], **options: Any) -> list[str]:
         successful(root, argv, **options)
-        if argv[0] != "ninja":
+        if argv != ["ninja", build.BINARY]:
             return []
         # What an earlier build compiled is there.
         assert (root / "build/ccache/compiled").read_text() == "compiled\n"
@@ -289,6 +309,39 @@ def test_what_was_compiled_is_kept_only_from_a_build_that_succeeded(
     assert caught.value.log is not None
     assert kept.read_bytes() == before
     assert build.find(cache) is None
+
+
+@pytest.mark.usefixtures("here")
+def test_qemu_whose_header_does_not_compile_alone_is_built_without(
+    cache: Cache,
+    report: Reporter,
+    mirror: Mirrors,
+    built: list[tuple[list[str], Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mirror({"11.1.3+ds": _GOOD})
+    successful = chroot.run
+
+    def failing(root: Path, argv: list[str], **options: Any) -> list[str]:
+        successful(root, argv, **options)
+        if "c-header" in argv:
+            options["on_line"]("osdep.h:1:1: fatal error: qapi.h: No such file or directory")
+            raise CommandError("x", returncode=1, output=())
+        return []
+
+    monkeypatch.setattr(chroot, "run", failing)
+    assert _binary(build.ensure(cache, report)) == "int kvm = 2;\nint more;\n"
+    assert sum("c-header" in argv for argv, _ in built) == 1
+
+
+def test_header_is_compiled_once_for_each_set_of_options_that_many_files_have() -> None:
+    plain, target = precompiled.commands(_DATABASE, "/q")
+    assert plain == [
+        *("ccache", "gcc", "-m64", "-Ilib0.p", "-Iqapi", "-O1", "-DPLAIN"),
+        *("-x", "c-header", "-o", "/q/include/qemu/osdep.h.gch/0", "/q/include/qemu/osdep.h"),
+    ]
+    assert target[6:10] == ['-DTARGET="a b"', "-x", "c-header", "-o"]
+    assert target[10] == "/q/include/qemu/osdep.h.gch/1"
 
 
 class _Step:
