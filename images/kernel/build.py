@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from images.recipe import Recipe, Work
 from images.sources import Source, first_that_builds
 
 BZIMAGE, MODULES, MODULES_IMAGE = "bzImage", "modules", "modules.ext4"
+KEPT_OF_A_TREE = 4
+"""Kernels of a user's tree, 25 MB each, that stay in the cache: other runs may be using them."""
 
 _HERE = Path(__file__).parent
 _RECIPE = (
@@ -204,7 +207,10 @@ def ensure(
     """
     flavour = flavours.get(request.flavour)
     if request.kernel_tree is not None:
-        return Kernel(flavour, UserTree(request.kernel_tree), cache).ensure(cache, reporter)
+        origin = UserTree(request.kernel_tree)
+        made = Kernel(flavour, origin, cache).ensure(cache, reporter)
+        _forget_older(cache, made.label, origin.folder)
+        return made
 
     def build(candidate: Source) -> Artefact:
         return Kernel(flavour, Package(candidate), cache).ensure(cache, reporter, mirror=mirror)
@@ -215,3 +221,13 @@ def ensure(
     used, found = first_that_builds(candidates, build, reporter)
     source.last_used(cache).record(asked, used)
     return found
+
+
+def _forget_older(cache: Cache, label: str, tree: Path) -> None:
+    """Remove all kernels of a user's tree but the newest few: each change of a line makes one."""
+    kernels = (made for made in cache.artefacts() if (made.kind, made.label) == (Kernel.kind, label))
+    # Another process may do the same.
+    with contextlib.suppress(FileNotFoundError):
+        of_tree = [made for made in kernels if made.manifest()["inputs"]["base"]["tree"] == str(tree)]
+        for old in of_tree[KEPT_OF_A_TREE:]:
+            cache.discard(old)

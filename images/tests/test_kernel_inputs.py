@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import os
 import shutil
 import subprocess
 import tarfile
@@ -320,3 +322,30 @@ def test_a_kernel_is_built_in_the_folder_of_this_machines_compiler(
     with pytest.raises(BuildError, match="far enough"):
         kernel.make(Work(cache, report, log, tmp_path))
     assert built == [cache.trees / "linux-source-7.3_7.3.4-1/out-gcc-X-99-1-99"]
+
+
+def test_of_a_users_tree_only_the_newest_kernels_stay(
+    cache: Cache, report: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tree(name: str) -> Path:
+        folder = tmp_path / name
+        (folder / "arch/x86/kvm").mkdir(parents=True)
+        (folder / "Kbuild").touch()
+        (folder / "Makefile").write_text("VERSION = 7\n")
+        return folder
+
+    def changed(folder: Path, line: int) -> str:
+        (folder / "arch/x86/kvm/x86.c").write_text("int line;\n" * line)
+        made = build.ensure(cache, build.Request(kernel_tree=folder), report)
+        # Artefacts are made within less than the clock's tick.
+        os.utime(made.path, ns=(clock := next(clocks), clock))
+        return made.path.name
+
+    clocks = itertools.count(10**18, 10**9)
+    monkeypatch.setattr(build.Kernel, "make", lambda *_: {})
+    monkeypatch.setattr("images.recipe.require_tools", lambda *_: None)
+    mine, other = tree("mine"), tree("other")
+    kept = [changed(other, 1)]
+    made = [changed(mine, line) for line in range(build.KEPT_OF_A_TREE + 3)]
+    kept += made[-build.KEPT_OF_A_TREE :]
+    assert sorted(found.path.name for found in cache.artefacts()) == sorted(kept)
