@@ -4,6 +4,7 @@
  * configures among the bits that it may.
  */
 #include <linux/array_size.h>
+#include <linux/bitops.h>
 #include <linux/bits.h>
 #include <linux/build_bug.h>
 #include <linux/string.h>
@@ -92,6 +93,17 @@
 #define LAST_BASE	0x23U
 #define LAST_EXTENDED	0x80000008U
 #define FIRST_OF_VMM	0x40000000U
+#define TOPOLOGY	0xbU
+#define TOPOLOGY_V2	0x1fU
+#define TOPOLOGY_LEVELS	3	/* that a host may configure */
+
+/* ECX of a sub-leaf of TOPOLOGY and TOPOLOGY_V2: its number and the level's type */
+#define TOPOLOGY_ECX(subleaf, type)	((subleaf) | (type) << 8)
+#define TOPOLOGY_TYPE(ecx)		((ecx) >> 8 & 0xff)
+#define TOPOLOGY_NUMBER(ecx)		((ecx) & 0xff)
+#define LEVEL_SMT	1
+#define LEVEL_CORE	2
+#define LEVEL_MAX	7
 #define LAST_OF_VMM	0x4fffffffU
 
 struct virtual_leaf {
@@ -100,7 +112,6 @@ struct virtual_leaf {
 	struct seam_cpuid native;	/* bits copied from the CPU */
 	struct seam_cpuid fixed1;
 	u64 xfam;			/* all zeroes without one of these bits, if not 0 */
-	bool ve;			/* #VE for the guest all the same */
 };
 
 #define V(a, b, c, d)	{ .val = { a, b, c, d } }
@@ -127,6 +138,10 @@ static const struct virtual_leaf leaves[] = {
 	{ 7, 2 },
 	ZERO(8),
 	ZERO(0xa),
+	/* Derived from 0x1f */
+	{ TOPOLOGY, 0 },
+	{ TOPOLOGY, 1 },
+	{ TOPOLOGY, 2 },
 	{ 0xd, 0, .native = V(0, ALL, ALL, 0) },
 	{ 0xd, 1, .native = V(0xf, ALL, 0, 0) },
 	XSTATE(2, BIT_ULL(2)),
@@ -158,8 +173,12 @@ static const struct virtual_leaf leaves[] = {
 	{ 0x1d, 0 },
 	{ 0x1d, 1 },
 	ZERO(0x1e),
-	{ 0x1f, 0, .config = V(0x1f, 0xffff, 0xffff, 0), .ve = true },
-	{ 0x1f, 1, .config = V(0x1f, 0xffff, 0xffff, 0), .ve = true },
+	{ TOPOLOGY_V2, 0, .config = V(0x1f, 0xffff, 0xffff, 0) },
+	{ TOPOLOGY_V2, 1, .config = V(0x1f, 0xffff, 0xffff, 0) },
+	{ TOPOLOGY_V2, 2, .config = V(0x1f, 0xffff, 0xffff, 0) },
+	{ TOPOLOGY_V2, 3 },
+	{ TOPOLOGY_V2, 4 },
+	{ TOPOLOGY_V2, 5 },
 	ZERO(0x20),
 	/* "IntelTDX    " */
 	{ 0x21, 0, .fixed1 = V(0, 0x65746e49, 0x20202020, 0x5844546c) },
@@ -266,6 +285,81 @@ static u64 wrong(const struct virtual_leaf *v, u64 *info)
 	return OPND(SEAM_OPERAND_INVALID, OPND_CPUID_CONFIG);
 }
 
+static const struct virtual_leaf *find(u32 leaf, u32 subleaf)
+{
+	const struct virtual_leaf *v;
+
+	for (v = leaves; v < leaves + ARRAY_SIZE(leaves); v++)
+		if (v->leaf == leaf && (v->subleaf == NO_SUBLEAF || v->subleaf == subleaf))
+			return v;
+	return NULL;
+}
+
+static struct seam_cpuid *topology(const struct seam_tdcs *tdcs, u32 leaf, u32 level)
+{
+	return &tdcs->cpuid[find(leaf, level) - leaves];
+}
+
+/*
+ * What a host that configures no topology leaves to the CPU.  The emulated one has
+ * none: as many cores of one thread as the TD may have vCPUs.
+ */
+static void default_topology(struct seam_tdcs *tdcs)
+{
+	*topology(tdcs, TOPOLOGY_V2, 0) =
+		(struct seam_cpuid)V(0, 1, TOPOLOGY_ECX(0, LEVEL_SMT), 0);
+	*topology(tdcs, TOPOLOGY_V2, 1) =
+		(struct seam_cpuid)V(fls(tdcs->max_vcpus - 1), tdcs->max_vcpus,
+				     TOPOLOGY_ECX(1, LEVEL_CORE), 0);
+}
+
+/*
+ * Check leaf 0x1f and derive leaf 0xb: the level of threads, if there is one, and
+ * all the others as one level of cores.
+ */
+static u64 apply_topology(struct seam_tdcs *tdcs)
+{
+	u32 level, type, last_type = 0, core = 0;
+	struct seam_cpuid *v2, last = {};
+	bool has_core = false;
+
+	for (level = 0; level < TOPOLOGY_LEVELS; level++)
+		if (memchr_inv(topology(tdcs, TOPOLOGY_V2, level), 0, sizeof(*v2)))
+			break;
+	if (level == TOPOLOGY_LEVELS)
+		default_topology(tdcs);
+	else if (level)
+		return SEAM_CPUID_LEAF_1F_FORMAT;
+
+	for (level = 0; level < TOPOLOGY_LEVELS; level++) {
+		v2 = topology(tdcs, TOPOLOGY_V2, level);
+		type = TOPOLOGY_TYPE(v2->val[2]);
+		if (!type) {
+			if (!has_core)
+				return SEAM_CPUID_LEAF_1F_FORMAT;
+			last_type = type;
+			continue;
+		}
+		if (type <= last_type || type >= LEVEL_MAX ||
+		    TOPOLOGY_NUMBER(v2->val[2]) != level || (type == LEVEL_SMT && level))
+			return SEAM_CPUID_LEAF_1F_FORMAT;
+		if (type == LEVEL_SMT) {
+			*topology(tdcs, TOPOLOGY, 0) = *v2;
+			core = 1;
+		}
+		has_core |= type == LEVEL_CORE;
+		last = *v2;
+		last_type = type;
+	}
+	if (!has_core)
+		return SEAM_CPUID_LEAF_1F_FORMAT;
+	last.val[2] = TOPOLOGY_ECX(core, LEVEL_CORE);
+	*topology(tdcs, TOPOLOGY, core) = last;
+	for (level = core + 1; level < TOPOLOGY_LEVELS; level++)
+		memset(topology(tdcs, TOPOLOGY, level), 0, sizeof(last));
+	return SEAM_SUCCESS;
+}
+
 u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64 *info)
 {
 	const u32 (*wanted)[4] = params->cpuid;
@@ -305,17 +399,7 @@ u64 cpuid_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u64
 	}
 	if (memchr_inv(wanted[config], 0, sizeof(params->cpuid) - config * sizeof(wanted[0])))
 		return OPND(SEAM_OPERAND_INVALID, OPND_RDX);
-	return SEAM_SUCCESS;
-}
-
-static const struct virtual_leaf *find(u32 leaf, u32 subleaf)
-{
-	const struct virtual_leaf *v;
-
-	for (v = leaves; v < leaves + ARRAY_SIZE(leaves); v++)
-		if (v->leaf == leaf && (v->subleaf == NO_SUBLEAF || v->subleaf == subleaf))
-			return v;
-	return NULL;
+	return apply_topology(tdcs);
 }
 
 /* A feature that the host configures, by its bit in the TD's CPUID */
@@ -343,12 +427,14 @@ bool cpuid_offers(const struct seam_tdcs *tdcs, enum cpuid_feature feature)
 static void apply_dynamic(const struct seam_vp *vp, u32 leaf, u32 subleaf, struct seam_cpuid *to)
 {
 	const struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+	const struct seam_tdcs *tdcs = vp->td.tdcs;
 	u64 host_xcr0;
 	u32 a, c, d;
 
 	switch (leaf) {
 	case 1:
-		to->val[1] |= EBX1_INITIAL_APIC_ID(vp->tdvps->index);
+		to->val[1] |= EBX1_INITIAL_APIC_ID(tdcs->td_ctls & TD_CTLS_ENUM_TOPOLOGY ?
+						   vp->tdvps->x2apic_id : vp->tdvps->index);
 		if (vmcb->cr4 & X86_CR4_OSXSAVE)
 			to->val[2] |= ECX1_OSXSAVE;
 		break;
@@ -358,6 +444,10 @@ static void apply_dynamic(const struct seam_vp *vp, u32 leaf, u32 subleaf, struc
 		to->val[2] &= ~ECX7_OSPKE;
 		if (vmcb->cr4 & X86_CR4_PKE)
 			to->val[2] |= ECX7_OSPKE;
+		break;
+	case TOPOLOGY:
+	case TOPOLOGY_V2:
+		to->val[3] = vp->tdvps->x2apic_id;
 		break;
 	case 0xd:
 		if (subleaf > 1)
@@ -384,7 +474,10 @@ bool cpuid_guest(const struct seam_vp *vp, u32 leaf, u32 subleaf, struct seam_cp
 	    (leaf > LAST_OF_VMM && leaf < 0x80000000))
 		leaf = LAST_BASE;
 	v = find(leaf, subleaf);
-	if (!v || v->ve)
+	if (!v)
+		return false;
+	if ((leaf == TOPOLOGY || leaf == TOPOLOGY_V2) &&
+	    !(vp->td.tdcs->td_ctls & TD_CTLS_ENUM_TOPOLOGY))
 		return false;
 	*to = vp->td.tdcs->cpuid[v - leaves];
 	apply_dynamic(vp, leaf, subleaf, to);

@@ -17,6 +17,8 @@
 #include "cr.h"
 #include "event.h"
 #include "exit.h"
+#include "gla.h"
+#include "gpa.h"
 #include "guest.h"
 #include "insn.h"
 #include "msr.h"
@@ -29,8 +31,6 @@
 
 #define SHARED_ROOT_FIRST	256
 #define EPT_PRESENT		(BIT_ULL(0) | BIT_ULL(1) | BIT_ULL(2))
-#define EPT_LARGE		BIT_ULL(7)
-#define EPT_SUPPRESS_VE		BIT_ULL(63)
 #define NPT_NX			BIT_ULL(63)
 
 #define CR0_RESET	(X86_CR0_PE | X86_CR0_NE)
@@ -133,33 +133,12 @@ void guest_sync_shared_root(struct seam_vp *vp)
 	}
 }
 
-/* True unless the host's EPT suppresses #VE for @gpa. */
-static bool shared_fault_is_ve(const struct seam_vp *vp, u64 gpa)
+static void npf_ve(struct seam_vp *vp, u64 gpa, u64 info, u64 qualification)
 {
-	u64 *table, entry;
-	int shift;
+	u64 gla = 0;
 
-	if (!vp->tdvps->shared_eptp)
-		return false;
-	table = __va(vp->tdvps->shared_eptp);
-	for (shift = 39; ; shift -= 9) {
-		entry = READ_ONCE(table[gpa >> shift & 511]);
-		if (!(entry & EPT_PRESENT))
-			return !(entry & EPT_SUPPRESS_VE);
-		if (shift == 12 || entry & EPT_LARGE)
-			return false;
-		table = __va(entry & PT_PA);
-	}
-}
-
-static void raise_ve(struct seam_vp *vp, u64 gpa, u64 qualification)
-{
-	const struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
-	u64 gla = qualification & EPTV_FETCH ? vmcb->cs.base + vmcb->rip : insn_gla(vp);
-
-	qualification |= EPTV_GLA_VALID;
-	if (!(vmcb->exit_info1 & NPF_TABLE_WALK))
-		qualification |= EPTV_TRANSLATED;
+	if (!(info & NPF_TABLE_WALK) && gla_find(vp, gpa, info & NPF_FETCH, &gla))
+		qualification |= EPTV_GLA_VALID | EPTV_TRANSLATED;
 	event_ve(vp, EXIT_EPT_VIOLATION, qualification, gla, gpa, 0, 0);
 }
 
@@ -176,9 +155,9 @@ static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 	exit->r8 = gpa & PAGE_MASK;
 
 	if (!sept_gpa_is_private(vp->td.tdcs, gpa)) {
-		if (!shared_fault_is_ve(vp, gpa))
+		if (!gpa_shared_fault_is_ve(vp, gpa))
 			return GUEST_EXIT;
-		raise_ve(vp, gpa, qualification);
+		npf_ve(vp, gpa, info, qualification);
 		return GUEST_RESUME;
 	}
 
@@ -190,11 +169,11 @@ static enum guest_next handle_npf(struct seam_vp *vp, struct seam_exit *exit)
 			return GUEST_RESUME;
 		return GUEST_EXIT;
 	}
-	if (vp->td.tdcs->attributes & TD_ATTR_SEPT_VE_DISABLE) {
+	if (vp->td.tdcs->td_ctls & TD_CTLS_PENDING_VE_DISABLE) {
 		exit->rdx = EPTV_EXT_PENDING;
 		return GUEST_EXIT;
 	}
-	raise_ve(vp, gpa, qualification);
+	npf_ve(vp, gpa, info, qualification);
 	return GUEST_RESUME;
 }
 
@@ -232,7 +211,7 @@ static void handle_cpuid(struct seam_vp *vp)
 	struct seam_cpuid cpuid;
 
 	if (!cpuid_guest(vp, vmcb->rax, gprs->rcx, &cpuid) ||
-	    vp->tdvps->cpuidve & (vmcb->cpl ? BIT(1) : BIT(0))) {
+	    vp->tdvps->cpuid_ve[!!vmcb->cpl]) {
 		event_ve(vp, EXIT_CPUID, 0, 0, 0, 2, 0);
 		return;
 	}
@@ -253,6 +232,10 @@ static enum guest_next disable_vcpu(struct seam_vp *vp, struct seam_exit *exit)
 enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+
+	/* The entry before this exit has executed the IRET. */
+	if (vp->tdvps->nmi_state == NMI_IN_IRET)
+		vp->tdvps->nmi_state = NMI_OPEN;
 
 	switch (vmcb->exit_code) {
 	case SVM_EXIT_PHYS_INTR:
@@ -275,6 +258,10 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 	case SVM_EXIT_SHUTDOWN_EVT:
 		return disable_vcpu(vp, exit);
 	case SVM_EXIT_VIRT_INTR:
+		break;
+	case SVM_EXIT_IRET_INSN:
+		vp->tdvps->nmi_state = NMI_IN_IRET;
+		vmcb->intercept_misc1 &= ~ICPT_IRET;
 		break;
 	case SVM_EXIT_CPUID_INSN:
 		handle_cpuid(vp);

@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <linux/bits.h>
 #include <linux/string.h>
-#include <asm/insn.h>
-#include <asm/insn-eval.h>
 #include <asm/msr-index.h>
 #include <asm/processor-flags.h>
-#include <asm/ptrace.h>
-#include <asm/segment.h>
 
 #include "gprs.h"
 #include "insn.h"
@@ -14,7 +10,6 @@
 #include "vmcb.h"
 #include "vp.h"
 
-#define NO_ADDRESS	(-1UL)	/* of insn_get_addr_ref() */
 #define PT_PRESENT	BIT_ULL(0)
 #define PT_LARGE	BIT_ULL(7)
 #define REX_FIRST	0x40
@@ -33,7 +28,8 @@
 #define IOQ_REP		BIT_ULL(5)
 #define IOQ_IMMEDIATE	BIT_ULL(6)
 
-static bool gva_to_gpa(struct seam_vp *vp, u64 gva, u64 *gpa)
+/* By the guest's own tables; what it leads to need not be mapped. */
+bool insn_gva_to_gpa(struct seam_vp *vp, u64 gva, u64 *gpa)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
 	u64 table = vmcb->cr3 & PT_PA, *entry;
@@ -84,7 +80,7 @@ void insn_fetch(struct seam_vp *vp, struct seam_insn *insn)
 
 	memset(insn, 0, sizeof(*insn));
 	while (insn->len < INSN_MAX) {
-		if (!gva_to_gpa(vp, vmcb->cs.base + vmcb->rip + insn->len, &gpa))
+		if (!insn_gva_to_gpa(vp, vmcb->cs.base + vmcb->rip + insn->len, &gpa))
 			break;
 		byte = sept_gpa_to_va(vp->td.tdcs, gpa);
 		if (!byte)
@@ -123,35 +119,6 @@ u64 insn_io_qualification(struct seam_vp *vp)
 	if (opcode >= 0xe4 && opcode <= 0xe7)
 		qualification |= IOQ_IMMEDIATE;
 	return qualification;
-}
-
-/*
- * The linear address of the operand in memory, which VMX reports and SVM does not;
- * 0 if the instruction names none by ModRM, as string instructions.  A base of FS
- * or GS is not added: Linux and firmware use neither for shared memory.
- */
-u64 insn_gla(struct seam_vp *vp)
-{
-	const struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
-	const struct seam_gprs *gprs = &vp->tdvps->gprs;
-	struct pt_regs regs = {
-		.ax = vmcb->rax, .cx = gprs->rcx, .dx = gprs->rdx, .bx = gprs->rbx,
-		.sp = vmcb->rsp, .bp = gprs->rbp, .si = gprs->rsi, .di = gprs->rdi,
-		.r8 = gprs->r8, .r9 = gprs->r9, .r10 = gprs->r10, .r11 = gprs->r11,
-		.r12 = gprs->r12, .r13 = gprs->r13, .r14 = gprs->r14, .r15 = gprs->r15,
-		.ip = vmcb->rip, .cs = __KERNEL_CS, .ss = __KERNEL_DS,
-	};
-	struct seam_insn raw;
-	unsigned long gla;
-	struct insn insn;
-
-	insn_fetch(vp, &raw);
-	if (insn_decode(&insn, raw.bytes, raw.len,
-			vmcb->cs.attrib & SEG_LONG ? INSN_MODE_64 : INSN_MODE_32) ||
-	    !insn.modrm.nbytes)
-		return 0;
-	gla = (unsigned long)insn_get_addr_ref(&insn, &regs);
-	return gla == NO_ADDRESS ? 0 : gla;
 }
 
 /* A general register by its number in an instruction. */

@@ -102,6 +102,7 @@ static const struct rule {
 	{ 0x6e0, 0x6e0, GATE_TSC_DEADLINE, VE, VE },
 	{ 0x6e1, 0x6e1, GATE_PKS, KEPT, KEPT, GENMASK_ULL(31, 0), 6 },	/* PKRS */
 	{ 0x800, 0x801, ALWAYS, GP, GP },
+	{ 0x802, 0x802, ALWAYS, SPECIAL, VE },				/* APIC id */
 	{ 0x804, 0x807, ALWAYS, GP, GP },
 	{ 0x808, 0x80c, ALWAYS, VAPIC, VAPIC },				/* TPR, PPR, EOI */
 	{ 0x80e, 0x80e, ALWAYS, VAPIC, VAPIC },
@@ -217,6 +218,8 @@ static u64 special_read(const struct seam_vp *vp, u32 msr)
 		return val;
 	case 0x1a0:
 		return BIT_ULL(0) | BIT_ULL(12);	/* fast strings; no PEBS, no counters */
+	case 0x802:
+		return vp->tdvps->x2apic_id;
 	default:				/* EFER */
 		return vp_vmcb(vp->tdvps)->efer & ~EFER_SVME;
 	}
@@ -257,6 +260,8 @@ static enum access read(const struct seam_vp *vp, const struct rule *rule, u32 m
 		*val = vapic_read(vp->tdvps, msr);
 		break;
 	case SPECIAL:
+		if (msr == 0x802 && !(vp->td.tdcs->td_ctls & TD_CTLS_ENUM_TOPOLOGY))
+			return VE;
 		*val = special_read(vp, msr);
 		break;
 	default:

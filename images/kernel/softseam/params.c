@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* TD_PARAMS: what TDH.MNG.INIT accepts, checked in the module's order. */
+#include <linux/random.h>
 #include <linux/string.h>
 #include <asm/tsc.h>
 
@@ -11,7 +12,8 @@
 
 #define ATTR_MIGRATABLE		BIT_ULL(29)
 
-#define CONFIG_FLAGS_FIXED0	(TD_CONFIG_GPAW_52 | TD_CONFIG_NO_RBP_MOD)
+#define CONFIG_FLAGS_FIXED0	(TD_CONFIG_GPAW_52 | TD_CONFIG_FLEXIBLE_PENDING_VE | \
+				 TD_CONFIG_NO_RBP_MOD)
 #define EPTP_MT_WB		6
 #define EPTP_LEVELS(n)		(((n) - 1ULL) << 3)
 #define TSC_MULTIPLIER_ONE	BIT_ULL(48)
@@ -73,12 +75,15 @@ u64 params_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u6
 
 	tdcs->attributes = params->attributes;
 	tdcs->xfam = params->xfam;
+	tdcs->max_vcpus = params->max_vcpus;
 	err = cpuid_apply(tdcs, params, info);
 	if (err)
 		return err;
 
-	tdcs->max_vcpus = params->max_vcpus;
 	tdcs->config_flags = params->config_flags;
+	tdcs->td_ctls = params->attributes & TD_ATTR_SEPT_VE_DISABLE ? TD_CTLS_PENDING_VE_DISABLE : 0;
+	tdcs->topology_configured = true;
+	get_random_bytes(tdcs->uuid, sizeof(tdcs->uuid));
 	tdcs->eptp_controls = params->eptp_controls;
 	tdcs->tsc_frequency = params->tsc_frequency;
 	tdcs->gpaw = 48;

@@ -19,6 +19,7 @@
 #include "vp.h"
 
 #define MODULE_HANDOFF	1
+#define VENDOR_INTEL	0x8086
 #define FIELD_MODULE_HV	0x8900000100000000ULL
 /* Bytes of a TDMR whose PAMT entries one TDH.SYS.TDMR.INIT sets up */
 #define TDMR_INIT_CHUNK	SZ_64M
@@ -87,6 +88,91 @@ u64 leaf_sys_lp_init(struct pt_regs *regs)
 	return err;
 }
 
+/* A field of the module's, for its host and for guests; false without one of that id */
+bool sys_field(u64 field, u64 *val)
+{
+	struct seam_cpuid mask;
+	u64 n;
+
+	switch (field) {
+	case FIELD_VENDOR_ID:
+		*val = VENDOR_INTEL;
+		return true;
+	case FIELD_MAJOR_VERSION:
+		*val = SEAM_VERSION_MAJOR;
+		return true;
+	case FIELD_MINOR_VERSION:
+		*val = SEAM_VERSION_MINOR;
+		return true;
+	case FIELD_UPDATE_VERSION:
+		*val = SEAM_VERSION_UPDATE;
+		return true;
+	case FIELD_MODULE_HV:
+		*val = MODULE_HANDOFF;
+		return true;
+	case FIELD_SYS_ATTRIBUTES:
+		*val = 0;
+		return true;
+	case FIELD_NUM_TDX_FEATURES:
+		*val = 1;
+		return true;
+	case FIELD_FEATURES0:
+		*val = FEATURES0_TDG_VP_RDWR | FEATURES0_PENDING_EPT_VIOLATION |
+		       FEATURES0_NO_RBP_MOD | FEATURES0_TOPOLOGY_ENUM;
+		return true;
+	case FIELD_MAX_TDMRS:
+		*val = SEAM_MAX_TDMRS;
+		return true;
+	case FIELD_MAX_RESERVED:
+		*val = SEAM_MAX_RESERVED;
+		return true;
+	case FIELD_PAMT_4K_SIZE:
+	case FIELD_PAMT_2M_SIZE:
+	case FIELD_PAMT_1G_SIZE:
+		*val = sizeof(struct seam_pamt);
+		return true;
+	case FIELD_TDR_SIZE:
+		*val = PAGE_SIZE;
+		return true;
+	case FIELD_TDCS_SIZE:
+		*val = SEAM_NR_TDCS_PAGES * PAGE_SIZE;
+		return true;
+	case FIELD_TDVPS_SIZE:
+		*val = SEAM_NR_TDVPS_PAGES * PAGE_SIZE;
+		return true;
+	case FIELD_ATTRIBUTES_FIXED0:
+		*val = seam_attributes_fixed0;
+		return true;
+	case FIELD_ATTRIBUTES_FIXED1:
+		*val = seam_attributes_fixed1;
+		return true;
+	case FIELD_XFAM_FIXED0:
+		*val = seam_xfam_fixed0;
+		return true;
+	case FIELD_XFAM_FIXED1:
+		*val = seam_xfam_fixed1;
+		return true;
+	case FIELD_NUM_CPUID_CONFIG:
+		*val = cpuid_nr_configs();
+		return true;
+	case FIELD_MAX_VCPUS_PER_TD:
+		*val = seam_max_vcpus;
+		return true;
+	}
+	n = field - FIELD_CPUID_CONFIG_LEAVES;
+	if (n < cpuid_nr_configs()) {
+		*val = cpuid_config_leaf(n);
+		return true;
+	}
+	n = field - FIELD_CPUID_CONFIG_VALUES;
+	if (n < 2 * cpuid_nr_configs()) {
+		cpuid_config_mask(n / 2, &mask);
+		*val = mask.val[n % 2 * 2] | (u64)mask.val[n % 2 * 2 + 1] << 32;
+		return true;
+	}
+	return false;
+}
+
 /*
  * TDH.SYS.RD: rdx field; out r8 value.  rdx does not return the next field,
  * which Linux ignores.
@@ -94,82 +180,13 @@ u64 leaf_sys_lp_init(struct pt_regs *regs)
 u64 leaf_sys_rd(struct pt_regs *regs)
 {
 	u64 field = regs->dx, val;
-	struct seam_cpuid mask;
-	u64 n;
 
 	regs->r8 = 0;
 	regs->dx = ~0ULL;
 	if (!this_lp_initialised())
 		return SEAM_SYS_LP_INIT_NOT_DONE;
-
-	switch (field) {
-	case FIELD_MAJOR_VERSION:
-		val = SEAM_VERSION_MAJOR;
-		break;
-	case FIELD_MINOR_VERSION:
-		val = SEAM_VERSION_MINOR;
-		break;
-	case FIELD_UPDATE_VERSION:
-		val = SEAM_VERSION_UPDATE;
-		break;
-	case FIELD_MODULE_HV:
-		val = MODULE_HANDOFF;
-		break;
-	case FIELD_FEATURES0:
-		val = FEATURES0_NO_RBP_MOD | FEATURES0_TOPOLOGY_ENUM;
-		break;
-	case FIELD_MAX_TDMRS:
-		val = SEAM_MAX_TDMRS;
-		break;
-	case FIELD_MAX_RESERVED:
-		val = SEAM_MAX_RESERVED;
-		break;
-	case FIELD_PAMT_4K_SIZE:
-	case FIELD_PAMT_2M_SIZE:
-	case FIELD_PAMT_1G_SIZE:
-		val = sizeof(struct seam_pamt);
-		break;
-	case FIELD_TDR_SIZE:
-		val = PAGE_SIZE;
-		break;
-	case FIELD_TDCS_SIZE:
-		val = SEAM_NR_TDCS_PAGES * PAGE_SIZE;
-		break;
-	case FIELD_TDVPS_SIZE:
-		val = SEAM_NR_TDVPS_PAGES * PAGE_SIZE;
-		break;
-	case FIELD_ATTRIBUTES_FIXED0:
-		val = seam_attributes_fixed0;
-		break;
-	case FIELD_ATTRIBUTES_FIXED1:
-		val = seam_attributes_fixed1;
-		break;
-	case FIELD_XFAM_FIXED0:
-		val = seam_xfam_fixed0;
-		break;
-	case FIELD_XFAM_FIXED1:
-		val = seam_xfam_fixed1;
-		break;
-	case FIELD_NUM_CPUID_CONFIG:
-		val = cpuid_nr_configs();
-		break;
-	case FIELD_MAX_VCPUS_PER_TD:
-		val = seam_max_vcpus;
-		break;
-	default:
-		n = field - FIELD_CPUID_CONFIG_LEAVES;
-		if (n < cpuid_nr_configs()) {
-			val = cpuid_config_leaf(n);
-			break;
-		}
-		n = field - FIELD_CPUID_CONFIG_VALUES;
-		if (n < 2 * cpuid_nr_configs()) {
-			cpuid_config_mask(n / 2, &mask);
-			val = mask.val[n % 2 * 2] | (u64)mask.val[n % 2 * 2 + 1] << 32;
-			break;
-		}
+	if (!sys_field(field, &val))
 		return SEAM_METADATA_FIELD_ID_INCORRECT;
-	}
 	regs->r8 = val;
 	return SEAM_SUCCESS;
 }

@@ -18,6 +18,7 @@ enum seam_sys_state {
 
 extern enum seam_sys_state seam_sys_state;
 
+bool sys_field(u64 field, u64 *val);
 u64 leaf_sys_init(struct pt_regs *regs);
 u64 leaf_sys_lp_init(struct pt_regs *regs);
 u64 leaf_sys_rd(struct pt_regs *regs);

@@ -13,7 +13,7 @@
 #include "pamt.h"
 
 #define SEAM_NR_TDCS_PAGES	6
-#define SEAM_NR_CPUID		64
+#define SEAM_NR_CPUID		80
 #define SEAM_NR_RTMRS		4
 
 /* What the pages that TDH.MNG.ADDCX adds contain; the others are there because real ones are. */
@@ -54,7 +54,11 @@ struct seam_tdcs {
 	struct sha384_ctx measuring;
 	u8 mrtd[SHA384_DIGEST_SIZE];
 	u8 rtmr[SEAM_NR_RTMRS][SHA384_DIGEST_SIZE];
-	u64 td_ctls;			/* what the guest has set with TDG.VM.WR */
+	struct seam_lock rtmr_lock;
+	bool topology_configured;	/* every vCPU has an x2APIC id */
+	u64 uuid[4];
+	/* What the guest sets with TDG.VM.WR */
+	u64 td_ctls;
 	u64 notify_enables;
 	u64 sept_root;
 	struct seam_cpuid *cpuid;	/* SEAM_NR_CPUID values, in a page of the TD's */

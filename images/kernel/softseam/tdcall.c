@@ -7,6 +7,8 @@
 #include "abi.h"
 #include "event.h"
 #include "exit.h"
+#include "gpa.h"
+#include "measure.h"
 #include "sept.h"
 #include "tdcall.h"
 #include "td.h"
@@ -15,6 +17,13 @@
 #include "vp.h"
 
 #define TDCALL_LEN	4
+
+/* RAX[15:0] leaf, [23:16] version */
+#define LEAF_MASK	GENMASK_ULL(15, 0)
+#define VERSION_SHIFT	16
+#define VERSION_MASK	GENMASK_ULL(23, 16)
+
+#define INFO_HAS_SYS_RD	BIT_ULL(0)
 
 /* A TDVMCALL does not pass RAX, RCX, RSP nor, since all TDs have NO_RBP_MOD, RBP. */
 #define VMCALL_MASK_NEVER	(BIT(0) | BIT(1) | BIT(4) | BIT(5))
@@ -49,7 +58,7 @@ static u64 vp_info(struct seam_vp *vp)
 	gprs->rdx = tdcs->attributes;
 	gprs->r8 = tdcs->nr_vcpus | (u64)tdcs->max_vcpus << 32;
 	gprs->r9 = vp->tdvps->index;
-	gprs->r10 = 0;
+	gprs->r10 = INFO_HAS_SYS_RD;
 	gprs->r11 = 0;
 	return SEAM_SUCCESS;
 }
@@ -75,7 +84,8 @@ static u64 vp_cpuidve_set(struct seam_vp *vp)
 {
 	if (vp->tdvps->gprs.rcx & ~3ULL)
 		return OPND(SEAM_OPERAND_INVALID, OPND_RCX);
-	vp->tdvps->cpuidve = vp->tdvps->gprs.rcx;
+	vp->tdvps->cpuid_ve[0] = vp->tdvps->gprs.rcx & 1;
+	vp->tdvps->cpuid_ve[1] = vp->tdvps->gprs.rcx >> 1;
 	return SEAM_SUCCESS;
 }
 
@@ -105,41 +115,68 @@ static enum guest_next mem_page_accept(struct seam_vp *vp, struct seam_exit *exi
 	return GUEST_RESUME;
 }
 
+/* A leaf that does not exit to the host */
+static u64 metadata_or_state(struct seam_vp *vp, unsigned int leaf, unsigned int version)
+{
+	switch (leaf) {
+	case TDG_VP_INFO:
+		return vp_info(vp);
+	case TDG_VP_VEINFO_GET:
+		return vp_veinfo_get(vp);
+	case TDG_VP_CPUIDVE_SET:
+		return vp_cpuidve_set(vp);
+	case TDG_VM_RD:
+		return tdg_vm_rd(vp, version);
+	case TDG_VM_WR:
+		return tdg_vm_wr(vp);
+	case TDG_VP_RD:
+		return tdg_vp_rd(vp);
+	case TDG_VP_WR:
+		return tdg_vp_wr(vp);
+	case TDG_SYS_RD:
+		return tdg_sys_rd(vp);
+	default:
+		return OPND(SEAM_OPERAND_INVALID, OPND_RAX);
+	}
+}
+
 enum guest_next tdcall_handle(struct seam_vp *vp, struct seam_exit *exit)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+	unsigned int leaf = vmcb->rax & LEAF_MASK;
+	unsigned int version = (vmcb->rax & VERSION_MASK) >> VERSION_SHIFT;
+	enum gpa_end end = GPA_MAPPED;
 	u64 err;
 
 	if (!(vmcb->efer & EFER_LMA) || !(vmcb->cs.attrib & SEG_LONG) || vmcb->cpl) {
 		event_exception(vp, X86_TRAP_GP, true, 0);
 		return GUEST_RESUME;
 	}
-	switch (vmcb->rax) {
-	case TDG_VP_VMCALL:
-		return vp_vmcall(vp, exit);
-	case TDG_MEM_PAGE_ACCEPT:
-		return mem_page_accept(vp, exit);
-	case TDG_VP_INFO:
-		err = vp_info(vp);
-		break;
-	case TDG_VP_VEINFO_GET:
-		err = vp_veinfo_get(vp);
-		break;
-	case TDG_MR_RTMR_EXTEND:
-		err = tdg_rtmr_extend(vp);
-		break;
-	case TDG_VM_RD:
-		err = tdg_vm_rd(vp);
-		break;
-	case TDG_VM_WR:
-		err = tdg_vm_wr(vp);
-		break;
-	case TDG_VP_CPUIDVE_SET:
-		err = vp_cpuidve_set(vp);
-		break;
-	default:
+	if (vmcb->rax & ~(LEAF_MASK | VERSION_MASK) || (version && leaf != TDG_VM_RD)) {
 		err = OPND(SEAM_OPERAND_INVALID, OPND_RAX);
+	} else {
+		switch (leaf) {
+		case TDG_VP_VMCALL:
+			return vp_vmcall(vp, exit);
+		case TDG_MEM_PAGE_ACCEPT:
+			return mem_page_accept(vp, exit);
+		case TDG_MR_RTMR_EXTEND:
+			end = measure_extend(vp, exit, &err);
+			break;
+		case TDG_MR_REPORT:
+			end = measure_report(vp, exit, &err);
+			break;
+		case TDG_SYS_RDALL:
+			end = tdg_sys_rdall(vp, exit, &err);
+			break;
+		default:
+			err = metadata_or_state(vp, leaf, version);
+		}
 	}
+	if (end == GPA_EXIT)
+		return GUEST_EXIT;
+	if (end == GPA_REPEAT)
+		return GUEST_RESUME;
 	vmcb->rax = err;
 	vmcb->rip += TDCALL_LEN;
 	return GUEST_RESUME;

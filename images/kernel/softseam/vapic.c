@@ -107,10 +107,12 @@ void vapic_deliver(struct seam_vp *vp)
 	vmcb->intercept_misc1 &= ~ICPT_VINTR;
 
 	/* A guest handles its #VE first: one in the handler of the NMI would be #DF. */
-	if (vp->tdvps->pend_nmi && !vp->tdvps->ve.valid &&
+	if (vp->tdvps->pend_nmi && vp->tdvps->nmi_state == NMI_OPEN && !vp->tdvps->ve.valid &&
 	    !(vmcb->event_inject & EVENT_VALID)) {
 		vmcb->event_inject = EVENT_VALID | EVENT_NMI | VECTOR_NMI;
+		vmcb->intercept_misc1 |= ICPT_IRET;
 		vp->tdvps->pend_nmi = false;
+		vp->tdvps->nmi_state = NMI_BLOCKED;
 	}
 	if (!vapic_pending(vp->tdvps))
 		return;

@@ -90,6 +90,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define ICPT_VINTR		BIT(4)
 #define ICPT_RDPMC		BIT(15)
 #define ICPT_CPUID		BIT(18)
+#define ICPT_IRET		BIT(20)
 #define ICPT_INVD		BIT(22)
 #define ICPT_HLT		BIT(24)
 #define ICPT_IOIO		BIT(27)
@@ -125,6 +126,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define SVM_EXIT_VIRT_INTR	0x64
 #define SVM_EXIT_RDPMC_INSN	0x6f
 #define SVM_EXIT_CPUID_INSN	0x72
+#define SVM_EXIT_IRET_INSN	0x74
 #define SVM_EXIT_INVD_INSN	0x76
 #define SVM_EXIT_HLT_INSN	0x78
 #define SVM_EXIT_IO_INSN	0x7b

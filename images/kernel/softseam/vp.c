@@ -145,6 +145,8 @@ u64 leaf_vp_init(struct pt_regs *regs)
 		err = vp_check_pages(&vp);
 	if (!err)
 		err = vp_init_checked(&vp, regs->dx, has_id ? regs->r8 : vp.td.tdcs->nr_vcpus);
+	if (!err && !has_id)
+		vp.td.tdcs->topology_configured = false;
 	vp_unlock(&vp);
 	return err;
 }

@@ -29,6 +29,9 @@ struct seam_ve_info {
 
 enum last_exit { LAST_ASYNC, LAST_TDVMCALL };
 
+/* From an NMI until the IRET of its handler is done there is no other. */
+enum nmi_state { NMI_OPEN, NMI_BLOCKED, NMI_IN_IRET };
+
 struct seam_tdvps {
 	u32 state;
 	u32 nr_pages;
@@ -37,7 +40,7 @@ struct seam_tdvps {
 	atomic_t lp;			/* associated logical processor, -1 none */
 	u32 last_exit;
 	u32 vmcall_mask;
-	u32 cpuidve;
+	u8 cpuid_ve[2];			/* CPUID is #VE: at CPL 0, above it */
 	u64 epoch;
 	u64 tdcx[SEAM_NR_TDVPS_PAGES - 1];
 	struct seam_gprs gprs;
@@ -46,6 +49,7 @@ struct seam_tdvps {
 	u16 posted_vector;
 	bool posted_vector_set, posted_desc_set;
 	bool pend_nmi;
+	u8 nmi_state;
 	u32 pin_controls, proc2_controls, notify_window;
 	u64 posted_desc;
 	u64 shared_eptp;
