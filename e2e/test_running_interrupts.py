@@ -153,3 +153,12 @@ def test_nmi_reaches_the_guest(launch: Launch) -> None:
     output.numbers(vcpu, 2)
     vcpu.nmi()
     assert isinstance(vcpu.run(), ShutdownExit)
+
+
+def test_nmi_during_the_handler_of_one_waits_for_its_end(launch: Launch) -> None:
+    (vcpu,) = launch("nmi").vcpus
+    assert output.numbers(vcpu, 1) == [0]
+    vcpu.nmi()
+    assert output.numbers(vcpu, 1) == [1 << 8 | 1]
+    vcpu.nmi()
+    assert output.numbers(vcpu, 1) == [1 << 8 | 2]
