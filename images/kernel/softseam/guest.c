@@ -72,7 +72,7 @@ void guest_reset(struct seam_vp *vp, u64 rcx)
 	vmcb->intercept_cr = ICPT_CR_WRITE(0) | ICPT_CR_WRITE(4) | ICPT_CR_READ(8) |
 			     ICPT_CR_WRITE(8);
 	vmcb->intercept_misc1 = ICPT_INTR | ICPT_NMI | ICPT_RDPMC | ICPT_CPUID | ICPT_INVD |
-				ICPT_HLT | ICPT_IOIO | ICPT_MSR | ICPT_SHUTDOWN;
+				ICPT_HLT | ICPT_INVLPGA | ICPT_IOIO | ICPT_MSR | ICPT_SHUTDOWN;
 	vmcb->intercept_misc2 = ICPT2_SVM | ICPT2_WBINVD | ICPT2_MONITOR | ICPT2_MWAIT |
 				ICPT2_XSETBV;
 	vmcb->iopm_pa = __pa_symbol(iopm);
@@ -296,6 +296,7 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 	case SVM_EXIT_RDPMC_INSN:
 		event_exception(vp, X86_TRAP_GP, true, 0);
 		break;
+	case SVM_EXIT_INVLPGA_INSN:
 	case SVM_EXIT_MONITOR_INSN:
 	case SVM_EXIT_MWAIT_INSN:
 	case SVM_EXIT_VMRUN_INSN ... SVM_EXIT_SKINIT_INSN:

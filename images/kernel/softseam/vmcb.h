@@ -93,6 +93,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define ICPT_IRET		BIT(20)
 #define ICPT_INVD		BIT(22)
 #define ICPT_HLT		BIT(24)
+#define ICPT_INVLPGA		BIT(26)
 #define ICPT_IOIO		BIT(27)
 #define ICPT_MSR		BIT(28)
 #define ICPT_SHUTDOWN		BIT(31)
@@ -129,6 +130,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define SVM_EXIT_IRET_INSN	0x74
 #define SVM_EXIT_INVD_INSN	0x76
 #define SVM_EXIT_HLT_INSN	0x78
+#define SVM_EXIT_INVLPGA_INSN	0x7a
 #define SVM_EXIT_IO_INSN	0x7b
 #define SVM_EXIT_MSR_INSN	0x7c
 #define SVM_EXIT_SHUTDOWN_EVT	0x7f
