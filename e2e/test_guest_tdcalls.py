@@ -6,12 +6,13 @@ The rows, and their sources, are data of :mod:`fixtures.guests.tdcalls`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha384
 
 import pytest
 
 from fixtures.guests import report
-from fixtures.guests.execute import SPARE_GPA, Executor, Row, cpuid, rdmsr, tdcall
+from fixtures.guests.execute import DF, SPARE_GPA, VE, Executor, Row, cpuid, rdmsr, tdcall
 from fixtures.guests.interface import End, end_of
 from fixtures.guests.launch import Launch
 from fixtures.guests.report import Report
@@ -37,6 +38,7 @@ from fixtures.guests.tdcalls import (
     SYS_RDALL,
     TD_CTLS,
     TSC_FREQUENCY,
+    VEINFO_GET,
     VERSION_1,
     VM_RD,
     VM_WR,
@@ -50,7 +52,7 @@ from fixtures.kvm.defaults import default_params
 from fixtures.kvm.params import InitVmParams
 
 AREA = 0x40000000
-EPT_VIOLATION = 48
+CPUID_EXIT, RDMSR_EXIT, EPT_VIOLATION = 10, 31, 48
 READ, WRITE, GLA_VALID, GLA_FINAL = 1 << 0, 1 << 1, 1 << 7, 1 << 8
 APIC_ID = 0x802
 WORDS = 6
@@ -87,6 +89,17 @@ def test_page_that_is_accepted_is_zero_and_cannot_be_accepted_again(launch: Laun
     first, again, read = guest.run([tdcall(6, rcx=AREA), tdcall(6, rcx=AREA), load(AREA)])
     assert (first["rax"], again["rax"]) == (SUCCESS, PAGE_ALREADY_ACCEPTED)
     assert (end_of(read), read["rax"]) == (End.DONE, 0)
+
+
+def test_ve_while_the_module_has_another_is_a_double_fault(guest: Executor) -> None:
+    first, second, info, third = guest.run(
+        [replace(cpuid(2), leave_ve=True), rdmsr(APIC_ID), tdcall(VEINFO_GET), rdmsr(APIC_ID)]
+    )
+    assert (first.vector, second.vector, second.error, second.offset) == (VE, DF, 0, 0)
+    # What it has is that of the first.
+    assert (info["rax"], info["rcx"]) == (SUCCESS, CPUID_EXIT)
+    assert third.ve
+    assert third.ve.reason == RDMSR_EXIT
 
 
 # measurements

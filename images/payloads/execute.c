@@ -18,7 +18,7 @@ struct row {
 	u8 code[CODE_MAX];		/* one or more instructions; the rest is NOPs */
 	u64 registers[REGISTERS];	/* RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R15 */
 	u64 vector;			/* of the exception that ended it, 0xff without one */
-	u64 error;
+	u64 error;			/* at first: 1 leaves the information on a #VE where it is */
 	u64 offset;			/* of RIP in the code at the exception */
 	u64 cr2;
 	u64 ve[7];			/* RAX, RCX, RDX, R8, R9, R10, R11 of TDG.VP.VEINFO.GET after a #VE */
@@ -54,6 +54,7 @@ static void ve_info(u64 *to)
 
 static void run(volatile struct row *row)
 {
+	bool leave_ve = row->error;
 	u64 ve[7] = { 0 }, cr2;
 	int i;
 
@@ -66,7 +67,7 @@ static void run(volatile struct row *row)
 	execute_rip = (u64)execute_code;
 	execute();
 	asm volatile("mov %%cr2, %0" : "=r" (cr2));
-	if (execute_vector == VECTOR_VE)
+	if (execute_vector == VECTOR_VE && !leave_ve)
 		ve_info(ve);
 	for (i = 0; i < REGISTERS; i++)
 		row->registers[i] = execute_registers[i];
