@@ -38,7 +38,7 @@ class GuestImages:
     """Linux for TDs: Debian's kernel and firmware as they are, and an initramfs of ours.
 
     :param kernel: for QEMU's ``-kernel``.
-    :param initrd: for ``-initrd``; ``images/guests/init.c`` describes what it does.
+    :param initrd: for ``-initrd``; ``images/guests/init`` describes what it does.
     :param firmware: for ``-bios``; its keys are Microsoft's, so it starts this kernel only behind a shim.
     :param open_firmware: the same without its platform key, so without Secure Boot.
     :param image: a raw ext4 image with the others, for a nested host.
