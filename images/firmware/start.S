@@ -1,25 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * From the reset vector, 32-bit and without paging: vCPU 0 to firmware_main() in 64-bit mode, every other
- * to where the kernel will look for it.
+ * to await_kernel (wakeup.S).
  *
  * Virtual memory: [0, 4 GiB) is private memory at the same address; from 512 GiB on the same 4 GiB once
  * more, as shared memory.  The tables stay valid while vCPUs wait: they are in the firmware's own memory.
  */
-#include "layout.h"
-
 #define STACK_SIZE	0x2000
-
-#define TDVMCALL_CPUID	10
-#define TDVMCALL_MASK	0xfc00			/* R10 to R15 */
-#define CPUID_TOPOLOGY	0xb			/* EDX: x2APIC id */
-
-/* ACPI 6.4, 5.2.12.19: multiprocessor wake-up mailbox */
-#define MAILBOX_COMMAND	0
-#define MAILBOX_APIC_ID	4
-#define MAILBOX_VECTOR	8
-#define COMMAND_NOOP	0
-#define COMMAND_WAKE_UP	1
 
 	.section .reset, "ax"
 	.code32
@@ -52,26 +39,6 @@ start64:
 	movl	$stack_end, %esp
 	xorl	%ebp, %ebp
 	call	firmware_main
-
-/* Without memory of its own: there may be any number of vCPUs. */
-await_kernel:
-	xorl	%r10d, %r10d
-	movl	$TDVMCALL_CPUID, %r11d
-	movl	$CPUID_TOPOLOGY, %r12d
-	xorl	%r13d, %r13d
-	xorl	%eax, %eax			/* TDG.VP.VMCALL */
-	movl	$TDVMCALL_MASK, %ecx
-	.byte	0x66, 0x0f, 0x01, 0xcc
-	movl	$MAILBOX_GPA, %edi
-1:
-	pause
-	cmpw	$COMMAND_WAKE_UP, MAILBOX_COMMAND(%rdi)
-	jne	1b
-	cmpl	%r15d, MAILBOX_APIC_ID(%rdi)
-	jne	1b
-	movq	MAILBOX_VECTOR(%rdi), %rax
-	movw	$COMMAND_NOOP, MAILBOX_COMMAND(%rdi)
-	jmp	*%rax
 
 /* void enter_kernel(u64 entry, struct boot_params *params) */
 	.text
