@@ -36,6 +36,8 @@ TOUCHED = 0x100000
 """The page that the payload ``touch`` accepts."""
 CONVERTED = 0x40000000
 """The memory of the payload ``convert``: four pages for each vCPU."""
+WRONG = 1 << 31
+"""Set in a number of ``convert`` that is the step at which something was wrong; it stops then."""
 ELSEWHERE = 0x80000000
 SHARED_ROUNDS = 200
 LONG = pytest.mark.slow, pytest.mark.timeout(900)
@@ -139,7 +141,7 @@ def convert(built: Assembly, vcpu: Vcpu, rounds: int) -> list[int]:
     told: list[int] = []
     run = commands.run(vcpu.fd, vcpu.run_page().address)
     granted: list[Call[Any]] = []
-    while len(told) < rounds:
+    while len(told) < rounds and not any(value & WRONG for value in told):
         found = built.worker.start(batch_call([*granted, run])).result()[-1]
         granted = []
         if not isinstance(found, MapGpaExit):
