@@ -52,10 +52,16 @@ static bool in_64bit_mode(const struct seam_vmcb *vmcb)
 	return vmcb->efer & EFER_LMA && vmcb->cs.attrib & SEG_LONG;
 }
 
-/* The bits that the CPU has; those of VMX and SMX are there on every CPU with TDX. */
-static u64 cr4_supported(void)
+/*
+ * Bits that every CPU with TDX has.  QEMU 7.2 lacks PCID: PCIDE can be set without an
+ * exception, as OVMF does in passing when an AP returns to it, but is not kept.
+ */
+#define CR4_ALWAYS	(X86_CR4_PCE | X86_CR4_VMXE | X86_CR4_SMXE | X86_CR4_PCIDE)
+
+/* The bits that the CPU has */
+static u64 cr4_native(void)
 {
-	u64 bits = X86_CR4_PCE | X86_CR4_VMXE | X86_CR4_SMXE;
+	u64 bits = X86_CR4_PCE;
 	u32 regs[4];
 	int i;
 
@@ -93,9 +99,9 @@ static enum cr_result set_cr0(struct seam_vmcb *vmcb, u64 val)
 
 static enum cr_result set_cr4(const struct seam_vp *vp, struct seam_vmcb *vmcb, u64 val)
 {
-	u64 old = vmcb->cr4;
+	u64 old = vmcb->cr4, native = cr4_native();
 
-	if (val & ~cr4_supported())
+	if (val & ~(native | CR4_ALWAYS))
 		return CR_GP;
 	if (val & X86_CR4_PKE && !(vp->td.tdcs->xfam & XFAM_PKRU))
 		return CR_GP;
@@ -108,7 +114,7 @@ static enum cr_result set_cr4(const struct seam_vp *vp, struct seam_vmcb *vmcb, 
 	if (!(val & X86_CR4_MCE) || val & (X86_CR4_VMXE | X86_CR4_SMXE))
 		return CR_VE;
 	/* Without PAE a guest would take the host's paging away: see CR4_RESET in guest.c. */
-	vmcb->cr4 = val | X86_CR4_PAE;
+	vmcb->cr4 = (val & native) | X86_CR4_PAE;
 	return CR_DONE;
 }
 
