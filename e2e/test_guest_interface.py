@@ -15,6 +15,7 @@ import pytest
 from fixtures.agent.client import Worker
 from fixtures.guests.execute import (
     RDTSC,
+    RDTSCP,
     XGETBV,
     XSETBV,
     Executor,
@@ -42,7 +43,6 @@ from fixtures.guests.interface import (
 )
 from fixtures.guests.launch import Launch
 from fixtures.kvm import build
-from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Region, Stage
 from fixtures.kvm.cpuid import ADDRESS_WIDTHS, CpuidEntry
 from fixtures.kvm.params import Capabilities, InitVmParams
@@ -54,9 +54,8 @@ TSC_DEADLINE = 0x6E0
 EFER, EFER_SCE, EFER_NX = 0xC0000080, 1 << 0, 1 << 11
 TSC, TSC_AUX, DEBUGCTL = 0x10, 0xC0000103, 0x1D9
 CR_ACCESS, CPUID_EXIT, IO_EXIT = 28, 10, 30
-OPERAND_INVALID = 0xC0000100 << 32
-RCX, RDX = 1, 2
-PAGE_SIZE_MISMATCH = 0xC0000B0B << 32
+GIGAHERTZ = 1_000_000
+"""In kHz."""
 
 
 @pytest.fixture
@@ -98,8 +97,7 @@ def test_msrs_at_reset(guest: Executor) -> None:
 
 
 def test_tsc_aux_keeps_what_was_written_and_rdtscp_returns_it(guest: Executor) -> None:
-    rdtscp = Row(b"\x0f\x01\xf9")
-    written, read, seen = guest.run([wrmsr(TSC_AUX, 0x12345678), rdmsr(TSC_AUX), rdtscp])
+    written, read, seen = guest.run([wrmsr(TSC_AUX, 0x12345678), rdmsr(TSC_AUX), Row(RDTSCP)])
     assert (end_of(written), read["rax"], seen["rcx"]) == (End.DONE, 0x12345678, 0x12345678)
 
 
@@ -135,6 +133,35 @@ def test_tsc_starts_with_the_td(launch: Launch) -> None:
     assert values[0] < values[1] < values[2]
     # It was read last; on a TSC of the host's it would be the largest.
     assert values[3] < values[0]
+
+
+def test_tsc_runs_at_the_rate_that_the_host_asked_for(
+    launch: Launch, owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
+) -> None:
+    """CPUID and RDTSC agree: against the TSC of another TD, read around the readings and between them."""
+    built = tdx_cleanup.enter_context(build.created(owner))
+    built.td.set_tsc_khz(GIGAHERTZ)
+    built.init().add_vcpus().populate(Region.firmware(payloads["execute"]))
+    other, asked = Executor(launch("execute")), Executor(built.finalize())
+    rates = [guest.run([cpuid(0x15)])[0]["rbx"] * 25_000 for guest in (other, asked)]
+    assert rates[1] == GIGAHERTZ
+    around = [tsc(other)]
+    of_asked = [tsc(asked)]
+    between = [tsc(other) for _ in range(20)]
+    of_asked.append(tsc(asked))
+    around.append(tsc(other))
+    ratio = rates[1] / rates[0]
+    passed = of_asked[1] - of_asked[0]
+    assert ratio * 0.95 * (between[-1] - between[0]) < passed < ratio * 1.05 * (around[1] - around[0])
+
+
+def tsc(guest: Executor) -> int:
+    """Let the guest execute for a while; returns its TSC then."""
+    *_, by_msr, last, with_aux = guest.run([*(cpuid(0),) * 100, rdmsr(TSC), Row(RDTSC), Row(RDTSCP)])
+    values = [found["rax"] | found["rdx"] << 32 for found in (by_msr, last, with_aux)]
+    assert values == sorted(values)
+    assert with_aux["rcx"] == 0
+    return values[-1]
 
 
 # CPUID
@@ -304,42 +331,3 @@ def test_xcr0(guest: Executor) -> None:
     # Refused, or under QEMU 7.2, which does not intercept it, gone at the next exit (softseam.md).
     guest.run([Row(XSETBV, {"rax": 7})])
     assert guest.run([Row(XGETBV)])[0]["rax"] == 3
-
-
-# TDCALL
-
-
-def test_tdcalls_refuse_what_is_invalid(guest: Executor) -> None:
-    data = 0xFFFF0000
-    rows = {
-        "unknown leaf": tdcall(0xFFFF),
-        "CPUIDVE.SET, reserved bit": tdcall(5, rcx=4),
-        "PAGE.ACCEPT, level 2": tdcall(6, rcx=2),
-        "PAGE.ACCEPT, shared": tdcall(6, rcx=1 << 47),
-        "PAGE.ACCEPT, accepted": tdcall(6, rcx=data),
-        "RTMR.EXTEND, not aligned": tdcall(2, rcx=data + 8),
-        "RTMR.EXTEND, index 4": tdcall(2, rcx=data, rdx=4),
-        "RTMR.EXTEND": tdcall(2, rcx=data, rdx=3),
-        "VM.RD, unknown field": tdcall(7, rdx=0x1110000300007777),
-        "VM.WR, read-only field": tdcall(8, rdx=0x1110000300000016),
-    }
-    found = {name: outcome["rax"] for name, outcome in zip(rows, guest.run([*rows.values()]), strict=True)}
-    assert {name: hex(code) for name, code in found.items()} == {
-        "unknown leaf": hex(OPERAND_INVALID),
-        "CPUIDVE.SET, reserved bit": hex(OPERAND_INVALID | RCX),
-        "PAGE.ACCEPT, level 2": hex(OPERAND_INVALID | RCX),
-        "PAGE.ACCEPT, shared": hex(OPERAND_INVALID | RCX),
-        "PAGE.ACCEPT, accepted": hex(0x00000B0A << 32),
-        "RTMR.EXTEND, not aligned": hex(OPERAND_INVALID | RCX),
-        "RTMR.EXTEND, index 4": hex(OPERAND_INVALID | RDX),
-        "RTMR.EXTEND": hex(0),
-        "VM.RD, unknown field": hex(0xC0000C00 << 32),
-        "VM.WR, read-only field": hex(0xC0000C01 << 32),
-    }
-
-
-def test_large_page_is_not_accepted_where_small_ones_are_mapped(launch: Launch) -> None:
-    area = 0x40000000
-    guest = Executor(launch("execute", regions=[Region(area, PAGE_SIZE)]))
-    found = guest.run([tdcall(6, rcx=area | 1)])[0]
-    assert hex(found["rax"]) == hex(PAGE_SIZE_MISMATCH | 1)

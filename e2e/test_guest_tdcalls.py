@@ -17,6 +17,7 @@ from fixtures.guests.interface import End, end_of
 from fixtures.guests.launch import Launch
 from fixtures.guests.report import Report
 from fixtures.guests.tdcalls import (
+    ACCEPT,
     ATTRIBUTES,
     CALLS,
     CODE,
@@ -30,6 +31,7 @@ from fixtures.guests.tdcalls import (
     NONE,
     NUM_VCPUS,
     PAGE_ALREADY_ACCEPTED,
+    PAGE_SIZE_MISMATCH,
     REPORT,
     RTMR,
     RTMR_EXTEND,
@@ -86,9 +88,15 @@ def test_tdcalls(guest: Executor) -> None:
 
 def test_page_that_is_accepted_is_zero_and_cannot_be_accepted_again(launch: Launch) -> None:
     guest = Executor(launch("execute", regions=[Region(AREA, PAGE_SIZE)]))
-    first, again, read = guest.run([tdcall(6, rcx=AREA), tdcall(6, rcx=AREA), load(AREA)])
+    first, again, read = guest.run([tdcall(ACCEPT, rcx=AREA), tdcall(ACCEPT, rcx=AREA), load(AREA)])
     assert (first["rax"], again["rax"]) == (SUCCESS, PAGE_ALREADY_ACCEPTED)
     assert (end_of(read), read["rax"]) == (End.DONE, 0)
+
+
+def test_large_page_is_not_accepted_where_small_ones_are_pending(launch: Launch) -> None:
+    guest = Executor(launch("execute", regions=[Region(AREA, PAGE_SIZE)]))
+    found = guest.run([tdcall(ACCEPT, rcx=AREA | 1)])[0]
+    assert hex(found["rax"]) == hex(PAGE_SIZE_MISMATCH | 1)
 
 
 def test_ve_while_the_module_has_another_is_a_double_fault(guest: Executor) -> None:
@@ -289,7 +297,7 @@ def test_pending_page_is_ve_if_the_host_asked_for_it(launch: Launch) -> None:
     params = default_params(built.worker).replace(attributes=0)
     guest = Executor(launch("execute", params=params, regions=[Region(AREA, PAGE_SIZE)]))
     loaded, extended, accepted, again = guest.run(
-        [load(AREA + 0x123), tdcall(RTMR_EXTEND, rcx=AREA), tdcall(6, rcx=AREA), load(AREA + 0x123)]
+        [load(AREA + 0x123), tdcall(RTMR_EXTEND, rcx=AREA), tdcall(ACCEPT, rcx=AREA), load(AREA + 0x123)]
     )
     assert loaded.ve
     assert (loaded.ve.reason, loaded.ve.gpa, loaded.ve.gla) == (EPT_VIOLATION, AREA + 0x123, AREA + 0x123)

@@ -162,3 +162,11 @@ def test_nmi_during_the_handler_of_one_waits_for_its_end(launch: Launch) -> None
     assert output.numbers(vcpu, 1) == [1 << 8 | 1]
     vcpu.nmi()
     assert output.numbers(vcpu, 1) == [1 << 8 | 2]
+
+
+def test_nmi_waits_until_the_guest_has_asked_about_a_ve(launch: Launch) -> None:
+    """A #VE in the NMI's handler would be a double fault otherwise."""
+    (vcpu,) = launch("nmi", rcx=1).vcpus
+    assert output.numbers(vcpu, 2) == [0, 1 << 16]
+    vcpu.nmi()
+    assert output.numbers(vcpu, 2) == [1 << 16, 1 << 8 | 1]

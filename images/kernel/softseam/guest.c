@@ -25,6 +25,7 @@
 #include "sept.h"
 #include "td.h"
 #include "tdcall.h"
+#include "tsc.h"
 #include "vapic.h"
 #include "vmcb.h"
 #include "vp.h"
@@ -75,6 +76,10 @@ void guest_reset(struct seam_vp *vp, u64 rcx)
 				ICPT_HLT | ICPT_INVLPGA | ICPT_IOIO | ICPT_MSR | ICPT_SHUTDOWN;
 	vmcb->intercept_misc2 = ICPT2_SVM | ICPT2_WBINVD | ICPT2_MONITOR | ICPT2_MWAIT |
 				ICPT2_XSETBV;
+	if (tsc_is_scaled(vp->td.tdcs)) {
+		vmcb->intercept_misc1 |= ICPT_RDTSC;
+		vmcb->intercept_misc2 |= ICPT2_RDTSCP;
+	}
 	vmcb->iopm_pa = __pa_symbol(iopm);
 	vmcb->msrpm_pa = msr_permissions_pa();
 	vmcb->tsc_offset = vp->td.tdcs->tsc_offset;
@@ -292,6 +297,10 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 	case SVM_EXIT_IO_INSN:
 		event_ve(vp, EXIT_IO, insn_io_qualification(vp), 0, 0,
 			 vmcb->exit_info2 - vmcb->rip, 0);
+		break;
+	case SVM_EXIT_RDTSC_INSN:
+	case SVM_EXIT_RDTSCP_INSN:
+		msr_rdtsc(vp, vmcb->exit_code == SVM_EXIT_RDTSCP_INSN);
 		break;
 	case SVM_EXIT_RDPMC_INSN:
 		event_exception(vp, X86_TRAP_GP, true, 0);

@@ -8,13 +8,13 @@
 #include <asm/page.h>
 #include <asm/softseam.h>
 #include <asm/trapnr.h>
-#include <asm/tsc.h>
 
 #include "abi.h"
 #include "cpuid.h"
 #include "event.h"
 #include "msr.h"
 #include "td.h"
+#include "tsc.h"
 #include "vapic.h"
 #include "vmcb.h"
 #include "vp.h"
@@ -210,7 +210,7 @@ static u64 special_read(const struct seam_vp *vp, u32 msr)
 
 	switch (msr) {
 	case 0x10:
-		return rdtsc() + vp->td.tdcs->tsc_offset;
+		return tsc_now(vp->td.tdcs);
 	case 0xbd:
 		return BIT_ULL(0);		/* no xAPIC mode */
 	case 0x10a:
@@ -335,4 +335,17 @@ u64 msr_load(const struct seam_vp *vp)
 void msr_put_back(u64 host)
 {
 	native_wrmsrq(MSR_TSC_AUX, host);
+}
+
+/* RDTSC, or RDTSCP, of a TD whose TSC has another rate than the CPU's */
+void msr_rdtsc(struct seam_vp *vp, bool with_aux)
+{
+	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+	u64 now = tsc_now(vp->td.tdcs);
+
+	vmcb->rax = (u32)now;
+	vp->tdvps->gprs.rdx = now >> 32;
+	if (with_aux)
+		vp->tdvps->gprs.rcx = vp->tdvps->kept_msrs[KEPT_TSC_AUX - 1];
+	vmcb->rip += with_aux ? 3 : 2;
 }

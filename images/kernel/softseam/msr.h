@@ -11,5 +11,6 @@ u64 msr_permissions_pa(void);
 void msr_access(struct seam_vp *vp);
 u64 msr_load(const struct seam_vp *vp);
 void msr_put_back(u64 host);
+void msr_rdtsc(struct seam_vp *vp, bool with_aux);
 
 #endif

@@ -2,13 +2,13 @@
 /* TD_PARAMS: what TDH.MNG.INIT accepts, checked in the module's order. */
 #include <linux/random.h>
 #include <linux/string.h>
-#include <asm/tsc.h>
 
 #include "abi.h"
 #include "cpu.h"
 #include "cpuid.h"
 #include "params.h"
 #include "td.h"
+#include "tsc.h"
 
 #define ATTR_MIGRATABLE		BIT_ULL(29)
 
@@ -16,7 +16,6 @@
 				 TD_CONFIG_NO_RBP_MOD)
 #define EPTP_MT_WB		6
 #define EPTP_LEVELS(n)		(((n) - 1ULL) << 3)
-#define TSC_MULTIPLIER_ONE	BIT_ULL(48)
 #define TSC_FREQUENCY_MIN	4
 #define TSC_FREQUENCY_MAX	400
 
@@ -87,9 +86,7 @@ u64 params_apply(struct seam_tdcs *tdcs, const struct seam_td_params *params, u6
 	tdcs->eptp_controls = params->eptp_controls;
 	tdcs->tsc_frequency = params->tsc_frequency;
 	tdcs->gpaw = 48;
-	/* SVM under TCG does not scale the TSC: the guest's has the host's rate, whatever the parameter. */
-	tdcs->tsc_multiplier = TSC_MULTIPLIER_ONE;
-	tdcs->tsc_offset = -rdtsc();
+	tsc_start(tdcs);
 	memcpy(tdcs->mrconfigid, params->mrconfigid, sizeof(tdcs->mrconfigid));
 	memcpy(tdcs->mrowner, params->mrowner, sizeof(tdcs->mrowner));
 	memcpy(tdcs->mrownerconfig, params->mrownerconfig, sizeof(tdcs->mrownerconfig));

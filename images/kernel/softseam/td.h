@@ -7,6 +7,7 @@
 #include <linux/atomic.h>
 #include <linux/bitmap.h>
 #include <linux/types.h>
+#include <asm/page.h>
 
 #include "abi.h"
 #include "lock.h"

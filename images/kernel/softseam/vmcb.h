@@ -88,6 +88,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define ICPT_INTR		BIT(0)
 #define ICPT_NMI		BIT(1)
 #define ICPT_VINTR		BIT(4)
+#define ICPT_RDTSC		BIT(14)
 #define ICPT_RDPMC		BIT(15)
 #define ICPT_CPUID		BIT(18)
 #define ICPT_IRET		BIT(20)
@@ -99,6 +100,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define ICPT_SHUTDOWN		BIT(31)
 /* intercept_misc2: VMRUN is mandatory, the rest are not for a TD to execute */
 #define ICPT2_SVM		GENMASK(6, 0)
+#define ICPT2_RDTSCP		BIT(7)
 #define ICPT2_WBINVD		BIT(9)
 #define ICPT2_MONITOR		BIT(10)
 #define ICPT2_MWAIT		BIT(11)
@@ -125,6 +127,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define SVM_EXIT_PHYS_INTR	0x60
 #define SVM_EXIT_PHYS_NMI	0x61
 #define SVM_EXIT_VIRT_INTR	0x64
+#define SVM_EXIT_RDTSC_INSN	0x6e
 #define SVM_EXIT_RDPMC_INSN	0x6f
 #define SVM_EXIT_CPUID_INSN	0x72
 #define SVM_EXIT_IRET_INSN	0x74
@@ -136,6 +139,7 @@ static_assert(offsetof(struct seam_vmcb, pat) == 0x668);
 #define SVM_EXIT_SHUTDOWN_EVT	0x7f
 #define SVM_EXIT_VMRUN_INSN	0x80
 #define SVM_EXIT_SKINIT_INSN	0x86
+#define SVM_EXIT_RDTSCP_INSN	0x87
 #define SVM_EXIT_WBINVD_INSN	0x89
 #define SVM_EXIT_MONITOR_INSN	0x8a
 #define SVM_EXIT_MWAIT_INSN	0x8b
