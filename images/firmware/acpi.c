@@ -73,6 +73,19 @@ struct wake_up {
 
 #define MADT_WAKE_UP	0x10
 
+/* ACPI 6.5, 5.2.34: where the log of measurements is */
+struct ccel {
+	struct header header;
+	u8 type, subtype;
+	u16 reserved;
+	u64 size, start;
+} __attribute__((packed));
+
+#define CC_TDX		2
+
+/* What the checksum of the first version covers */
+#define RSDP_SIZE_OF_FIRST	20
+
 static struct loaded files[FILES_MAX];
 static u32 count;
 static u64 free_from = ACPI_GPA;
@@ -184,10 +197,15 @@ static void execute(const struct command *commands, u64 size)
 	}
 }
 
-static void set_checksum(struct header *table)
+static void set_checksum(u8 *checksum, const void *table, u64 size)
 {
-	table->checksum = 0;
-	table->checksum = -sum((u8 *)table, table->size);
+	*checksum = 0;
+	*checksum = -sum(table, size);
+}
+
+static void finish(struct header *table)
+{
+	set_checksum(&table->checksum, table, table->size);
 }
 
 /* Returns a copy of a table with room for more at its end, which the caller fills. */
@@ -206,32 +224,54 @@ static struct header *add_mailbox(const struct header *madt)
 	struct wake_up *entry = (void *)made + madt->size;
 
 	*entry = (struct wake_up) { MADT_WAKE_UP, sizeof(*entry), 0, 0, MAILBOX_GPA };
-	set_checksum(made);
+	finish(made);
 	return made;
 }
 
-/* Replaces the MADT in a table of tables, RSDT or XSDT. */
-static void replace_madt(struct header *root, u64 width)
+static struct header *make_ccel(const struct header *like)
 {
-	void *at;
-	u64 address = 0;
+	struct ccel *made = allocate(sizeof(*made), 16);
 
-	for (at = root + 1; at + width <= (void *)root + root->size; at += width) {
+	memset(made, 0, sizeof(*made));
+	made->header = *like;
+	memcpy(made->header.signature, "CCEL", 4);
+	made->header.size = sizeof(*made);
+	made->header.revision = 1;
+	made->type = CC_TDX;
+	made->size = LOG_SIZE;
+	made->start = LOG_GPA;
+	finish(&made->header);
+	return &made->header;
+}
+
+/* Returns a table of tables, RSDT or XSDT, with another MADT and with the log's table. */
+static struct header *extend(const struct header *root, u64 width)
+{
+	struct header *made = grow(root, width);
+	bool found = 0;
+	u64 address = 0;
+	void *at;
+
+	for (at = made + 1; at + width <= (void *)made + root->size; at += width) {
 		memcpy(&address, at, width);
 		if (memcmp((const void *)address, "APIC", 4))
 			continue;
 		address = (u64)add_mailbox((const struct header *)address);
 		memcpy(at, &address, width);
-		set_checksum(root);
-		return;
+		found = 1;
 	}
-	fail("QEMU's tables have no MADT", 0);
+	if (!found)
+		fail("QEMU's tables have no MADT", 0);
+	address = (u64)make_ccel(root);
+	memcpy(at, &address, width);
+	finish(made);
+	return made;
 }
 
 u64 acpi_install(void)
 {
 	struct fw_cfg_file loader;
-	const struct rsdp *rsdp;
+	struct rsdp *rsdp;
 	void *commands;
 
 	if (!fw_cfg_find(LOADER_FILE, &loader))
@@ -239,10 +279,13 @@ u64 acpi_install(void)
 	commands = allocate(loader.size, 16);
 	fw_cfg_read(loader.key, commands, loader.size);
 	execute(commands, loader.size);
-	rsdp = (const struct rsdp *)find(RSDP_FILE)->at;
+	rsdp = (struct rsdp *)find(RSDP_FILE)->at;
 	if (rsdp->revision >= 2 && rsdp->xsdt)
-		replace_madt((struct header *)rsdp->xsdt, 8);
+		rsdp->xsdt = (u64)extend((const struct header *)rsdp->xsdt, sizeof(rsdp->xsdt));
 	else
-		replace_madt((struct header *)(u64)rsdp->rsdt, 4);
+		rsdp->rsdt = (u64)extend((const struct header *)(u64)rsdp->rsdt, sizeof(rsdp->rsdt));
+	set_checksum(&rsdp->checksum, rsdp, RSDP_SIZE_OF_FIRST);
+	if (rsdp->revision >= 2)
+		set_checksum(&rsdp->extended_checksum, rsdp, rsdp->size);
 	return (u64)rsdp;
 }

@@ -5,7 +5,10 @@
 
 #include "lib.h"
 
-/* Installs QEMU's tables, with the mailbox for vCPUs that wait; returns the address of the RSDP. */
+/*
+ * Installs QEMU's tables, with the mailbox for vCPUs that wait and the log of measurements; returns the address
+ * of the RSDP.
+ */
 u64 acpi_install(void);
 
 #endif

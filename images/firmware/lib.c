@@ -33,6 +33,15 @@ int memcmp(const void *a, const void *b, u64 size)
 	return 0;
 }
 
+u64 text_size(const char *text)
+{
+	u64 size = 0;
+
+	while (text[size])
+		size++;
+	return size;
+}
+
 /* Compares texts that end with a NUL or after @size characters. */
 bool text_equal(const char *a, const char *b, u64 size)
 {

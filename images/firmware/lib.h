@@ -28,6 +28,7 @@ static inline u64 swap64(u64 value)
 void *memcpy(void *to, const void *from, u64 size);
 void *memset(void *to, int value, u64 size);
 int memcmp(const void *a, const void *b, u64 size);
+u64 text_size(const char *text);
 bool text_equal(const char *a, const char *b, u64 size);
 
 /* In payloads/lib */

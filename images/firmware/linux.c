@@ -4,6 +4,7 @@
 #include "fw_cfg.h"
 #include "layout.h"
 #include "linux.h"
+#include "measure.h"
 #include "memory.h"
 
 #define HEADER_OFFSET	0x1f1
@@ -100,28 +101,32 @@ static void describe_memory(struct boot_params *params)
 	add(params, FIRMWARE_GPA, 1UL << 32, E820_RESERVED);
 }
 
-static void read_header(struct boot_params *params)
+/* Returns the first part of the kernel's file. */
+static struct part read_header(struct boot_params *params)
 {
-	static u8 setup[PAGE_SIZE];
+	const u8 *setup = (const u8 *)SETUP_GPA;
 	u32 size = fw_cfg_read_u32(FW_CFG_SETUP_SIZE);
 
 	if (size < 0x402)
 		fail("there is no kernel: QEMU was started without -kernel", 0);
-	fw_cfg_read(FW_CFG_SETUP_DATA, setup, size < sizeof(setup) ? size : sizeof(setup));
+	if (size > SETUP_MAX)
+		fail("the kernel's setup is too long", size);
+	fw_cfg_read(FW_CFG_SETUP_DATA, (void *)SETUP_GPA, size);
 	memset(params, 0, sizeof(*params));
 	memcpy((u8 *)params + HEADER_OFFSET, setup + HEADER_OFFSET,
 	       0x202 + setup[HEADER_END_AT] - HEADER_OFFSET);
 	if (params->magic != MAGIC || params->version < VERSION_MIN ||
 	    !(params->xloadflags & XLF_KERNEL_64))
 		fail("the kernel has no 64-bit entry", params->version);
+	return (struct part) { setup, size };
 }
+
+static const struct part nothing;
 
 static bool has_word(const char *text, const char *word)
 {
-	u64 size = 0;
+	u64 size = text_size(word);
 
-	while (word[size])
-		size++;
 	for (;; text++) {
 		if (!memcmp(text, word, size) && (!text[size] || text[size] == ' '))
 			return 1;
@@ -141,6 +146,7 @@ static void read_cmdline(struct boot_params *params)
 		fail("the command line is too long", size);
 	memset(text, 0, CMDLINE_MAX);
 	fw_cfg_read(FW_CFG_CMDLINE_DATA, text, size);
+	measure(RTMR_OS, "cmdline", (struct part) { text, text_size(text) }, nothing);
 	params->cmdline = CMDLINE_GPA;
 	if (has_word(text, "accept_memory=eager"))
 		return;
@@ -152,7 +158,7 @@ static void read_cmdline(struct boot_params *params)
  * The kernel first copies itself to the end of what it needs, and unpacks itself from there.  It accepts what
  * lies between.
  */
-static u64 read_kernel(struct boot_params *params)
+static u64 read_kernel(struct boot_params *params, struct part setup)
 {
 	u64 start = params->preferred, size = fw_cfg_read_u32(FW_CFG_KERNEL_SIZE), end, copy;
 
@@ -165,6 +171,7 @@ static u64 read_kernel(struct boot_params *params)
 	memory_accept(start, start + size);
 	memory_accept(copy, end);
 	fw_cfg_read(FW_CFG_KERNEL_DATA, (void *)start, size);
+	measure(RTMR_KERNEL, "kernel", setup, (struct part) { (void *)start, size });
 	return end;
 }
 
@@ -181,15 +188,18 @@ static void read_initrd(struct boot_params *params, u64 kernel_end)
 	params->initrd_size = size;
 	memory_accept(params->initrd, end);
 	fw_cfg_read(FW_CFG_INITRD_DATA, (void *)(u64)params->initrd, size);
+	measure(RTMR_OS, "initrd", (struct part) { (void *)(u64)params->initrd, size }, nothing);
 }
 
 u64 linux_load(struct boot_params **made)
 {
 	struct boot_params *params = (struct boot_params *)PARAMS_GPA;
+	u64 kernel_end;
 
-	read_header(params);
-	read_initrd(params, read_kernel(params));
+	measure_init();
+	kernel_end = read_kernel(params, read_header(params));
 	read_cmdline(params);
+	read_initrd(params, kernel_end);
 	params->loader = LOADER_UNDEFINED;
 	params->secure_boot = SECURE_BOOT_DISABLED;
 	describe_memory(params);
