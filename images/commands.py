@@ -100,8 +100,10 @@ class Crew:
         return self.behind and not self.hurried and (_COMPILING.get() or not self._turn.is_set())
 
     def take_turn(self) -> None:
-        """Let it work, what it compiles still behind others."""
+        """Let it work, what it compiles still behind others; its tools step forward as in :meth:`hurry`."""
         self._turn.set()
+        with self._lock:
+            self._step_forward()
 
     def await_turn(self) -> None:
         """Wait until it may work, or is hurried or dismissed."""
@@ -124,14 +126,17 @@ class Crew:
         self._turn.set()
         with self._lock:
             self.hurried = True
-            for process in self._working:
-                for member in _session_of(process):
-                    with contextlib.suppress(OSError):
-                        os.sched_setscheduler(member, os.SCHED_OTHER, os.sched_param(0))
+            self._step_forward()
         try:
             yield
         finally:
             self.hurried = False
+
+    def _step_forward(self) -> None:
+        for process in self._working:
+            for member in _session_of(process):
+                with contextlib.suppress(OSError):
+                    os.sched_setscheduler(member, os.SCHED_OTHER, os.sched_param(0))
 
     @contextlib.contextmanager
     def at_work(self, process: subprocess.Popen[bytes], death: int) -> Iterator[None]:

@@ -191,24 +191,28 @@ def _may_step_forward() -> bool:
 
 
 @pytest.mark.skipif(not _may_step_forward(), reason="needs CAP_SYS_NICE, which root of a container lacks")
-def test_tools_that_somebody_waits_for_do_not_stay_behind(log: Log) -> None:
+@pytest.mark.parametrize("compiles", [False, True])
+def test_tools_that_somebody_waits_for_do_not_stay_behind(log: Log, compiles: bool) -> None:
     crew, waiting = Crew(behind=True), contextlib.ExitStack()
-    wait = "until chrt -p $$ | grep SCHED_OTHER; do :; done"
+    policies: list[int] = []
 
-    def begin_to_wait(line: str) -> None:
-        if line == "begun":
+    def go(line: str) -> None:
+        tools = list(map(int, line.split()))
+        policies.extend(map(os.sched_getscheduler, tools))
+        if compiles:
             waiting.enter_context(crew.hurry())
+        else:
+            crew.take_turn()
+        policies.extend(map(os.sched_getscheduler, tools))
+        crew.dismiss()
 
-    with working_in(crew), compiling(), waiting:
-        run(
-            ["sh", "-c", f"sh -c '{wait}' & echo begun; {wait}; wait"],
-            log=log,
-            what="x",
-            on_line=begin_to_wait,
-        )
-        assert _policy(log) == "SCHED_OTHER"
+    front = compiling() if compiles else contextlib.nullcontext()
+    with waiting, working_in(crew), front, pytest.raises(CommandError, match="SIGTERM"):
+        run(["sh", "-c", "sleep 600 & echo $$ $!; wait"], log=log, what="x", on_line=go)
+    assert policies == [os.SCHED_IDLE] * 2 + [os.SCHED_OTHER] * 2
+    assert crew.hurried is False
     with working_in(crew), compiling():
-        assert _policy(log) == "SCHED_IDLE"
+        assert crew.idle
 
 
 def test_dismissed_crew_ends_its_tools_and_begins_none(log: Log) -> None:
