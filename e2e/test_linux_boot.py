@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's Linux boots in a TD made by a real QEMU, and finds what the TD was given.
+
+Its firmware is Debian's OVMF, or the small one of images/firmware, which boots faster.  Sources in Linux:
+arch/x86/coco/tdx/tdx.c, arch/x86/kernel/cpu/topology_common.c.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from fixtures.guests.linux import LinuxFiles
+from fixtures.guests.linux_td import LinuxTd
+from fixtures.guests.qemu_tds import QemuTds
+from fixtures.host.hkids import Hkids
+
+pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
+
+SIGNATURE = b"IntelTDX    "
+CLOCK = 2_500_000_000
+"""Hz of FIXED_CLOCK."""
+TICK = 0.02
+"""Seconds by which /proc/uptime is rounded, twice."""
+
+ODD_MIB = 257
+"""No multiple of the 2 MiB in which memory is accepted."""
+
+RESERVED_KIB = 24 << 10
+"""At most so much memory a firmware keeps for itself."""
+
+
+@pytest.mark.parametrize(
+    "firmware",
+    [
+        pytest.param("small_firmware", id="small"),
+        pytest.param("open_firmware", id="ovmf", marks=pytest.mark.slow),
+    ],
+)
+def test_guest_finds_what_it_was_given(
+    firmware: str, hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
+) -> None:
+    with LinuxTd(qemu_tds, linux, firmware=getattr(linux, firmware), smp="2", memory_mib=ODD_MIB) as guest:
+        guest.await_user_space()
+        begin = read_clock(guest)
+        log = guest.run("dmesg")
+        leaves = guest.run("cpuid")
+
+        assert any(re.search(r"tdx: Guest detected$", line) for line in log)
+        assert any(re.search(r"Memory Encryption Features active: Intel TDX$", line) for line in log)
+        assert signature(leaves) == SIGNATURE
+
+        assert topology(guest) == [(0, 0, [0, 1]), (0, 1, [0, 1])]
+        assert 0 <= (ODD_MIB << 10) - found_kib(log) < RESERVED_KIB
+
+        assert frequency(leaves) == CLOCK
+        end = read_clock(guest)
+        assert end.before - begin.after - TICK < end.guest - begin.guest < end.after - begin.before + TICK
+
+        assert guest.complaints() == []
+        assert hkids.taken == 1
+        assert guest.power_off() == 0
+    assert hkids.taken == 0
+
+
+def signature(leaves: list[str]) -> bytes:
+    """Return the text of CPUID leaf 0x21 in the output of ``cpuid``, or nothing."""
+    for line in leaves:
+        leaf, _, _, ebx, ecx, edx = (line.split() + [""] * 6)[:6]
+        if leaf == "00000021":
+            return struct.pack("<3I", *(int(word, 16) for word in (ebx, edx, ecx)))
+    return b""
+
+
+def frequency(leaves: list[str]) -> int:
+    """Return the TSC's frequency in Hz that CPUID gives, in the output of ``cpuid``."""
+    (found,) = (line.split()[2] for line in leaves if line.startswith("tsc cpuid "))
+    return int(found)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The guest's clock, and the test's before and after it was read, in seconds."""
+
+    before: float
+    guest: float
+    after: float
+
+
+def read_clock(guest: LinuxTd) -> Reading:
+    """Return the time since the guest's boot, which it measures with its TSC."""
+    before = time.monotonic()
+    (line,) = guest.run("cat /proc/uptime")
+    return Reading(before, float(line.split()[0]), time.monotonic())
+
+
+def found_kib(log: list[str]) -> int:
+    """Return how much memory Linux says that it found."""
+    (found,) = (match[1] for line in log if (match := re.search(r"Memory: \d+K/(\d+)K available", line)))
+    return int(found)
+
+
+def topology(guest: LinuxTd) -> list[tuple[int, int, list[int]]]:
+    """Return package, core and the CPUs of the package for each CPU."""
+    command = "cat physical_package_id core_id package_cpus_list | tr '\\n' ' '"
+    lines = guest.run(
+        f"for cpu in /sys/devices/system/cpu/cpu[0-9]*/topology; do cd $cpu; {command}; echo; done"
+    )
+    return [parse_topology(line) for line in lines]
+
+
+def parse_topology(line: str) -> tuple[int, int, list[int]]:
+    package, core, listed = line.split()
+    first, _, last = listed.partition("-")
+    return int(package), int(core), list(range(int(first), int(last or first) + 1))
