@@ -29,14 +29,16 @@ static const struct {
 } gpr[NR_GPRS] = {
 #define GPR(n, host_reg, guest_reg) \
 	[n] = { offsetof(struct pt_regs, host_reg), offsetof(struct seam_gprs, guest_reg) }
-	GPR(2, dx, rdx), GPR(3, bx, rbx), GPR(6, si, rsi), GPR(7, di, rdi),
+	GPR(2, dx, rdx), GPR(3, bx, rbx), GPR(5, bp, rbp), GPR(6, si, rsi), GPR(7, di, rdi),
 	GPR(8, r8, r8), GPR(9, r9, r9), GPR(10, r10, r10), GPR(11, r11, r11),
 	GPR(12, r12, r12), GPR(13, r13, r13), GPR(14, r14, r14), GPR(15, r15, r15),
 };
 
-static bool gpr_passes(int n)
+static bool gpr_passes(const struct seam_vp *vp, int n)
 {
-	return n >= 2 && n != 4 && n != 5;
+	if (n == 5)
+		return !(vp->td.tdcs->config_flags & TD_CONFIG_NO_RBP_MOD);
+	return n >= 2 && n != 4;
 }
 
 static u64 *host_gpr(struct pt_regs *regs, int n)
@@ -55,22 +57,22 @@ static void take_vmcall_answer(struct seam_vp *vp, struct pt_regs *regs)
 	int n;
 
 	for (n = 0; n < NR_GPRS; n++)
-		if (gpr_passes(n) && vp->tdvps->vmcall_mask & BIT(n))
+		if (gpr_passes(vp, n) && vp->tdvps->vmcall_mask & BIT(n))
 			*guest_gpr(&vp->tdvps->gprs, n) = *host_gpr(regs, n);
 	vp_vmcb(vp->tdvps)->rax = SEAM_SUCCESS;
 }
 
-/* The host's registers after an exit; RBP is preserved, since all TDs have NO_RBP_MOD. */
+/* The host's registers after an exit; RBP is one of them only in a TD without NO_RBP_MOD. */
 static void give_exit(struct seam_vp *vp, struct pt_regs *regs, const struct seam_exit *exit)
 {
 	int n;
 
 	for (n = 0; n < NR_GPRS; n++)
-		if (gpr_passes(n))
+		if (gpr_passes(vp, n))
 			*host_gpr(regs, n) = 0;
 	if (exit->tdvmcall) {
 		for (n = 0; n < NR_GPRS; n++)
-			if (gpr_passes(n) && vp->tdvps->vmcall_mask & BIT(n))
+			if (gpr_passes(vp, n) && vp->tdvps->vmcall_mask & BIT(n))
 				*host_gpr(regs, n) = *guest_gpr(&vp->tdvps->gprs, n);
 		regs->cx = vp->tdvps->vmcall_mask;
 	} else {

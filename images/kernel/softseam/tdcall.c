@@ -25,8 +25,9 @@
 
 #define INFO_HAS_SYS_RD	BIT_ULL(0)
 
-/* A TDVMCALL does not pass RAX, RCX, RSP nor, since all TDs have NO_RBP_MOD, RBP. */
-#define VMCALL_MASK_NEVER	(BIT(0) | BIT(1) | BIT(4) | BIT(5))
+/* A TDVMCALL does not pass RAX, RCX and RSP, nor RBP in a TD with NO_RBP_MOD. */
+#define VMCALL_MASK_NEVER	(BIT(0) | BIT(1) | BIT(4))
+#define VMCALL_MASK_RBP		BIT(5)
 #define VMCALL_MASK_RSVD	GENMASK_ULL(63, 32)
 
 /* Extended exit qualification of an EPT violation by TDG.MEM.PAGE.ACCEPT */
@@ -36,10 +37,12 @@
 static enum guest_next vp_vmcall(struct seam_vp *vp, struct seam_exit *exit)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
-	u64 mask = vp->tdvps->gprs.rcx;
+	u64 mask = vp->tdvps->gprs.rcx, never = VMCALL_MASK_NEVER | VMCALL_MASK_RSVD;
 
+	if (vp->td.tdcs->config_flags & TD_CONFIG_NO_RBP_MOD)
+		never |= VMCALL_MASK_RBP;
 	vmcb->rip += TDCALL_LEN;
-	if (mask & (VMCALL_MASK_NEVER | VMCALL_MASK_RSVD)) {
+	if (mask & never) {
 		vmcb->rax = OPND(SEAM_OPERAND_INVALID, OPND_RCX);
 		return GUEST_RESUME;
 	}
