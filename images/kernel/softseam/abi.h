@@ -159,6 +159,7 @@ enum seam_leaf {
 #define OPND_SEPT_TREE			146
 #define OPND_RTMR			168
 #define OPND_TD_EPOCH			169
+#define OPND_METADATA_FIELD		176
 #define OPND_TDMR			185
 #define OPND_KOT			186
 #define OPND_WBCACHE			188

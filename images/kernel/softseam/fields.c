@@ -5,6 +5,7 @@
  * migration's and others, are unknown here though the module has them.
  */
 #include <linux/array_size.h>
+#include <linux/atomic.h>
 #include <linux/bits.h>
 #include <linux/string.h>
 #include <linux/unaligned.h>
@@ -228,6 +229,14 @@ static bool controls_ok(const struct seam_tdcs *tdcs, u64 old, u64 val)
 	return !(val & TD_CTLS_ENUM_TOPOLOGY) || tdcs->topology_configured;
 }
 
+/* Other vCPUs may write the TD's fields meanwhile. */
+static u64 replace(u64 *field, u64 old, u64 val)
+{
+	if (cmpxchg(field, old, val) != old)
+		return OPND(SEAM_OPERAND_BUSY, OPND_METADATA_FIELD);
+	return SEAM_SUCCESS;
+}
+
 static u64 set_value(struct seam_vp *vp, const struct field *field, u64 old, u64 val)
 {
 	struct seam_tdcs *tdcs = vp->td.tdcs;
@@ -236,11 +245,9 @@ static u64 set_value(struct seam_vp *vp, const struct field *field, u64 old, u64
 	case FIELD_TDCS_TD_CTLS:
 		if (!controls_ok(tdcs, old, val))
 			return SEAM_METADATA_FIELD_VALUE_NOT_VALID;
-		WRITE_ONCE(tdcs->td_ctls, val);
-		break;
+		return replace(&tdcs->td_ctls, old, val);
 	case FIELD_TDCS_NOTIFY_ENABLES:
-		WRITE_ONCE(tdcs->notify_enables, val);
-		break;
+		return replace(&tdcs->notify_enables, old, val);
 	case FIELD_TDVPS_CPUID_SUPERVISOR_VE:
 		vp->tdvps->cpuid_ve[0] = val;
 		break;

@@ -22,8 +22,11 @@ static u64 scaled(const struct seam_tdcs *tdcs, u64 tsc)
  */
 void tsc_start(struct seam_tdcs *tdcs)
 {
-	u64 ratio = mul_u64_u64_div_u64(tdcs->tsc_frequency * UNIT_KHZ, ONE, tsc_khz);
+	u64 ratio = ONE;
 
+	/* 0 if the kernel could not find it out */
+	if (tsc_khz)
+		ratio = mul_u64_u64_div_u64(tdcs->tsc_frequency * UNIT_KHZ, ONE, tsc_khz);
 	tdcs->tsc_multiplier = ratio > ONE - ONE / 64 && ratio < ONE + ONE / 64 ? ONE : ratio;
 	tdcs->tsc_offset = -scaled(tdcs, rdtsc());
 }
