@@ -105,8 +105,10 @@ def test_works_on_through_moves_with_every_hkid_in_use(
         for total in totals:
             number = {name: int(value) for name, value in total.items()}
             assert (number["clock"], number["tsc"]) == (0, 0)
-            assert abs(number["count"] + number["missed"] - number["elapsed"] * HZ / 1e6) <= 2, total
             assert number["gap"] / 1000 <= max(downtimes) + SLACK_MS, total
+            # The last step may be late too.
+            due = number["elapsed"] * HZ / 1e6
+            assert -1 <= due - number["count"] - number["missed"] <= 1 + number["gap"] * HZ / 1e6, total
 
         # The connection has lost and repeated nothing; each ping that got a reply got one.
         connection.wait()
