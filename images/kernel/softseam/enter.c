@@ -122,13 +122,25 @@ static void run_until_exit(struct seam_vp *vp)
 	guest_fpu_save(vp);
 }
 
+/*
+ * A TDG.MEM.PAGE.ACCEPT that found no page is what the guest executes next, unless
+ * an event comes first.  It is repeated here: an entry costs as much as the accept.
+ */
 static void run(struct seam_vp *vp, struct seam_exit *exit)
 {
 	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
+	bool repeat = vp->tdvps->repeat_accept;
 
+	vp->tdvps->repeat_accept = false;
+	/* A change by the host meanwhile ends the run: it has to flush the TLB. */
+	guest_sync_shared_root(vp);
 	do {
-		guest_sync_shared_root(vp);
 		vapic_deliver(vp);
+		if (repeat && !(vmcb->event_inject & EVENT_VALID)) {
+			repeat = false;
+			continue;
+		}
+		repeat = false;
 		vmcb->tlb_control = VMCB_FLUSH_ALL;
 		run_until_exit(vp);
 		vp->tdvps->nr_exits++;

@@ -110,6 +110,7 @@ static enum guest_next mem_page_accept(struct seam_vp *vp, struct seam_exit *exi
 			exit->rcx = EPTV_WRITE;
 			exit->rdx = EPTV_EXT_ACCEPT | EPTV_EXT_REQ_LEVEL(level);
 			exit->r8 = gpa;
+			vp->tdvps->repeat_accept = true;
 			return GUEST_EXIT;
 		}
 	}

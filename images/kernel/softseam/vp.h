@@ -41,6 +41,7 @@ struct seam_tdvps {
 	u32 last_exit;
 	u32 vmcall_mask;
 	u8 cpuid_ve[2];			/* CPUID is #VE: at CPL 0, above it */
+	bool repeat_accept;		/* the last exit to the host was by an accept */
 	u64 epoch;
 	u64 tdcx[SEAM_NR_TDVPS_PAGES - 1];
 	struct seam_gprs gprs;
