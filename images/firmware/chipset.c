@@ -7,10 +7,6 @@
 #define ENABLE		(1U << 31)
 #define DEVICE(n)	((u32)(n) << 11)
 
-#define HOST_BRIDGE	DEVICE(0)
-#define PCIEXBAR	0x60
-#define PCIEXBAR_ENABLE	1		/* 256 buses */
-
 #define ISA_BRIDGE	DEVICE(0x1f)
 #define PMBASE		0x40
 #define PMBASE_IO	1
@@ -26,8 +22,6 @@ static void write_config(u32 device, u32 offset, u32 value)
 
 void chipset_init(void)
 {
-	write_config(HOST_BRIDGE, PCIEXBAR + 4, 0);
-	write_config(HOST_BRIDGE, PCIEXBAR, MMCONFIG_GPA | PCIEXBAR_ENABLE);
 	write_config(ISA_BRIDGE, PMBASE, PM_PORT | PMBASE_IO);
 	write_config(ISA_BRIDGE, ACPI_CONTROL, ACPI_ENABLE);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "lib.h"
 
-#define FATAL_CODE	1
+#define FATAL_CODE	(1UL << 16)	/* QEMU takes none with a bit in 15:0 */
 #define MESSAGE_SIZE	64
 
 /* The compiler calls these too. */

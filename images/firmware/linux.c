@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "chipset.h"
 #include "efi.h"
 #include "fw_cfg.h"
 #include "layout.h"
@@ -97,7 +96,6 @@ static void describe_memory(struct boot_params *params)
 
 		add(params, start > ACPI_END ? start : ACPI_END, ranges[i].end, E820_RAM);
 	}
-	add(params, MMCONFIG_GPA, (u64)MMCONFIG_GPA + MMCONFIG_SIZE, E820_RESERVED);
 	add(params, FIRMWARE_GPA, 1UL << 32, E820_RESERVED);
 }
 
