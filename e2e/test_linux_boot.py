@@ -14,13 +14,18 @@ from dataclasses import dataclass
 
 import pytest
 
+from fixtures.deadline import Deadline
+from fixtures.findings import shows
 from fixtures.guests.linux import LinuxFiles
-from fixtures.guests.linux_td import LinuxTd
+from fixtures.guests.linux_td import GuestFailed, LinuxTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.hkids import Hkids
 
 pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
 
+NO_COUNT = pytest.mark.tdx_finding("Q13", qemu=("11.1",))
+EARLY = "earlyprintk=ttyS0"
+"""Prints what goes wrong before there is a console."""
 SIGNATURE = b"IntelTDX    "
 CLOCK = 2_500_000_000
 """Hz of FIXED_CLOCK."""
@@ -64,6 +69,39 @@ def test_guest_finds_what_it_was_given(
         assert guest.complaints() == []
         assert hkids.taken == 1
         assert guest.power_off() == 0
+    assert hkids.taken == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("smp", "expected"),
+    [
+        pytest.param("1", [(0, 0, [0])], id="one"),
+        pytest.param("2,sockets=2,cores=1", [(0, 0, [0]), (1, 0, [1])], id="two-sockets"),
+    ],
+)
+@NO_COUNT
+def test_cpu_is_alone_in_its_package(
+    smp: str, expected: list[tuple[int, int, list[int]]], qemu_tds: QemuTds, linux: LinuxFiles
+) -> None:
+    with (
+        LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, smp=smp, append=EARLY) as guest,
+        shows("Q13", GuestFailed, match="Attempted to kill the idle task"),
+    ):
+        guest.await_user_space()
+        assert topology(guest) == expected
+        assert guest.complaints() == []
+
+
+@pytest.mark.slow
+def test_firmware_with_secure_boot_refuses_a_kernel_that_nobody_verified(
+    hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
+) -> None:
+    with LinuxTd(qemu_tds, linux, firmware=linux.firmware) as guest:
+        deadline = Deadline(120, "what the firmware says of the kernel")
+        guest.qemu.console.wait_for("Secure boot image verification failed", deadline)
+        assert guest.qemu.status == "running"
+        assert guest.qemu.quit() == 0
     assert hkids.taken == 0
 
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's Linux in a TD ends, starts anew, panics and is looked into, by itself and by QEMU's commands.
+
+The power button is handled by the guest's init.  Sources in QEMU: ``tdx_handle_report_fatal_error`` in
+target/i386/kvm/tdx.c, ``do_inject_external_nmi`` in hw/i386/kvm/apic.c; in Linux: ``tdx_panic`` in
+arch/x86/coco/tdx/tdx.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fixtures.deadline import until
+from fixtures.errors import DeadlineExceeded
+from fixtures.findings import shows
+from fixtures.guests.linux import LinuxFiles
+from fixtures.guests.linux_td import LinuxTd
+from fixtures.guests.qemu_tds import QemuTds
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+
+pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
+
+SHUT_DOWN = {"guest": True, "reason": "guest-shutdown"}
+
+
+@pytest.fixture
+def booted(qemu_tds: QemuTds, linux: LinuxFiles) -> Iterator[LinuxTd]:
+    """A Linux in user space, with two vCPUs."""
+    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware) as guest:
+        guest.await_user_space()
+        yield guest
+
+
+@pytest.mark.slow
+def test_power_button_powers_it_off(hkids: Hkids, booted: LinuxTd, assert_gone: Callable[[], None]) -> None:
+    assert hkids.taken == 1
+    booted.qemu.execute("system_powerdown")
+    booted.qemu.await_event("POWERDOWN")
+    assert booted.qemu.await_event("SHUTDOWN", seconds=30)["data"] == SHUT_DOWN
+    assert "tdx-guest: power button" in booted.qemu.console.tail(20)
+    assert booted.qemu.wait() == 0
+    assert_gone()
+
+
+def test_linux_panics_where_its_memory_can_be_taken_away_silently(
+    hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles, assert_gone: Callable[[], None]
+) -> None:
+    """Without SEPT_VE_DISABLE a host could take a page, and the guest would get a #VE for it."""
+    without = {"sept-ve-disable": "off"}
+    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, guest=without) as guest:
+        data = guest.qemu.await_event("GUEST_PANICKED", seconds=60)["data"]
+        message = "TD misconfiguration: SEPT #VE has to be disabled"
+        assert data["info"] == {"type": "tdx", "error-code": 0, "message": message}
+        assert guest.qemu.wait() == 0
+    assert_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.tdx_finding("Q14", qemu=("11.1",))
+def test_inject_nmi_is_an_nmi_for_the_first_cpu(booted: LinuxTd) -> None:
+    """Linux masks LINT1, which QEMU's command stands for, on the others."""
+    before = nmis(booted)
+    booted.qemu.execute("inject-nmi")
+    with shows("Q14", DeadlineExceeded):
+        until(lambda: nmis(booted) == [before[0] + 1, before[1]], "the NMI")
+
+
+TEXT = "neverseenbythehost"
+"""Written to the guest's private memory with each byte exclusive-or 0x5a, by the program ``secret``."""
+HIDDEN = bytes(byte ^ 0x5A for byte in TEXT.encode()).decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["dump-guest-memory", "pmemsave"])
+def test_dump_has_shared_memory_and_no_secret(command: str, tdx_host: TdxHost, booted: LinuxTd) -> None:
+    secret = booted.start(f"secret {TEXT} 1000")
+    secret.wait_lines(1)
+    path = f"/tmp/{command}"
+    if command == "pmemsave":
+        booted.qemu.execute(command, val=0, size=booted.qemu.spec.memory_mib << 20, filename=path)
+    else:
+        booted.qemu.execute(command, paging=False, protocol=f"file:{path}")
+    try:
+        found = {text: lines_with(tdx_host, text, path) for text in (TEXT, HIDDEN)}
+    finally:
+        tdx_host.agent.files.run("rm", path)
+    assert found[TEXT] > 0
+    assert found[HIDDEN] == 0
+    secret.signal(15)
+    assert secret.wait() == 0
+    assert secret.lines == ["ready", "whole"]
+
+
+def lines_with(host: TdxHost, text: str, path: str) -> int:
+    """Return the number of runs without a zero that contain a text in a file on the host."""
+    done = host.agent.files.run("env", "LC_ALL=C", "grep", "-a", "-c", "-z", "-F", "-e", text, path)
+    assert done.returncode in (0, 1), done
+    return int(done.stdout)
+
+
+def nmis(guest: LinuxTd) -> list[int]:
+    """Return the number of NMIs of each CPU."""
+    (line,) = guest.run("grep NMI: /proc/interrupts")
+    return [int(word) for word in line.split() if word.isdigit()]
