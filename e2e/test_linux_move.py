@@ -37,7 +37,7 @@ TOTAL = re.compile(
     r" backwards (?P<clock>\d+) (?P<tsc>\d+) elapsed (?P<elapsed>\d+) us"
 )
 REPLY = re.compile(r"seq=(\d+) ttl=\d+ time=([\d.]+) ms")
-SLACK_MS = 1000
+SLACK_MS = 4000
 """How much longer than QEMU's downtime a timer may be late on a machine whose CPUs are shared."""
 
 
@@ -76,7 +76,7 @@ def test_works_on_through_moves_with_every_hkid_in_use(
         connection = guest.start(
             f"(i=0; while :; do i=$((i + 1)); echo $i; usleep 100000; done) | nc {HOST} {ECHO_PORT}"
         )
-        pings = guest.start(f"ping -A -W 5 {HOST}")
+        pings = guest.start(f"ping -i 0.2 {HOST}")
         blocks, rounds, ticks = (
             guest.start("diskwork /dev/vda"),
             guest.start("convert"),
