@@ -94,6 +94,24 @@ def test_cpu_is_alone_in_its_package(
 
 
 @pytest.mark.slow
+@pytest.mark.tdx_host(memory_mib=6656)
+@pytest.mark.parametrize("memory_mib", [512, 1536 + 1, 2048, 3072, 5120])
+@pytest.mark.parametrize("firmware", ["small_firmware", "open_firmware"], ids=["small", "ovmf"])
+def test_guest_has_its_memory_below_and_above_the_hole(
+    firmware: str, memory_mib: int, hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
+) -> None:
+    """Of less than 2,816 MiB all is below 4 GiB; of more, what is beyond the first 2,048 begins there."""
+    with LinuxTd(qemu_tds, linux, firmware=getattr(linux, firmware), memory_mib=memory_mib) as guest:
+        guest.await_user_space()
+        log = guest.run("dmesg")
+        assert 0 <= (memory_mib << 10) - found_kib(log) < RESERVED_KIB
+        assert above_4_gib(log) == (memory_mib - 2048 if memory_mib >= 2816 else 0) << 20
+        assert guest.complaints() == []
+        assert guest.power_off() == 0
+    assert hkids.taken == 0
+
+
+@pytest.mark.slow
 def test_firmware_with_secure_boot_refuses_a_kernel_that_nobody_verified(
     hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
 ) -> None:
@@ -140,6 +158,13 @@ def found_kib(log: list[str]) -> int:
     """Return how much memory Linux says that it found."""
     (found,) = (match[1] for line in log if (match := re.search(r"Memory: \d+K/(\d+)K available", line)))
     return int(found)
+
+
+def above_4_gib(log: list[str]) -> int:
+    """Return how many bytes of memory the firmware reports at 4 GiB."""
+    expression = re.compile(r"BIOS-e820: \[mem 0x0*(100000000)-0x([0-9a-f]+)\] usable")
+    ends = [int(match[2], 16) + 1 for line in log if (match := expression.search(line))]
+    return sum(end - (4 << 30) for end in ends)
 
 
 def topology(guest: LinuxTd) -> list[tuple[int, int, list[int]]]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fixtures.deadline import until
+from e2e.resets import MAY_CRASH, reset, resetting
+from fixtures.deadline import Deadline, until
 from fixtures.errors import DeadlineExceeded
 from fixtures.findings import shows
 from fixtures.guests.linux import LinuxFiles
@@ -23,6 +24,7 @@ from fixtures.host.hkids import Hkids
 
 pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
 
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 SHUT_DOWN = {"guest": True, "reason": "guest-shutdown"}
 
 
@@ -40,8 +42,38 @@ def test_power_button_powers_it_off(hkids: Hkids, booted: LinuxTd, assert_gone: 
     booted.qemu.execute("system_powerdown")
     booted.qemu.await_event("POWERDOWN")
     assert booted.qemu.await_event("SHUTDOWN", seconds=30)["data"] == SHUT_DOWN
-    assert "tdx-guest: power button" in booted.qemu.console.tail(20)
+    booted.qemu.console.wait_for("^tdx-guest: power button", Deadline(1, "what init prints"))
     assert booted.qemu.wait() == 0
+    assert_gone()
+
+
+@pytest.mark.slow
+def test_poweroff_ends_it(hkids: Hkids, booted: LinuxTd, assert_gone: Callable[[], None]) -> None:
+    assert hkids.taken == 1
+    booted.start("poweroff -f")
+    assert booted.qemu.await_event("SHUTDOWN", seconds=30)["data"] == SHUT_DOWN
+    assert booted.qemu.wait() == 0
+    assert_gone()
+
+
+@pytest.mark.slow
+@MAY_CRASH
+@pytest.mark.parametrize("by", ["guest", "system_reset"])
+def test_boots_anew_after_a_reset(
+    by: str, hkids: Hkids, booted: LinuxTd, assert_gone: Callable[[], None]
+) -> None:
+    before = booted.run(BOOT_ID)
+    with resetting(booted.qemu):
+        if by == "guest":
+            booted.reboot()
+        else:
+            booted.boot_again(lambda: reset(booted.qemu))
+    reasons = [event["data"]["reason"] for event in booted.qemu.events if event["event"] == "RESET"]
+    assert reasons == [{"guest": "guest-reset", "system_reset": "host-qmp-system-reset"}[by]]
+    assert booted.run(BOOT_ID) != before
+    assert booted.complaints() == []
+    assert hkids.taken == 1
+    assert booted.power_off() == 0
     assert_gone()
 
 
