@@ -23,7 +23,7 @@ from fixtures.softseam.truth import Truth
 pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.slow, pytest.mark.timeout(600)]
 
 HZ = 20
-WORKED_ON = 256
+WORKED_ON = 64
 """Blocks of the disk that ``diskwork`` overwrites; the host's come behind them."""
 
 ROUNDS, PIECE = 5, 64 * diskwork.BLOCK
