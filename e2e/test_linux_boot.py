@@ -11,6 +11,7 @@ import re
 import struct
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from fixtures.guests.linux import LinuxFiles
 from fixtures.guests.linux_td import GuestFailed, LinuxTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.hkids import Hkids
+from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
 
@@ -28,7 +30,7 @@ EARLY = "earlyprintk=ttyS0"
 """Prints what goes wrong before there is a console."""
 SIGNATURE = b"IntelTDX    "
 CLOCK = 2_500_000_000
-"""Hz of FIXED_CLOCK."""
+"""Hz of FIXED_CLOCK; not the rate of the host."""
 TICK = 0.02
 """Seconds by which /proc/uptime is rounded, twice."""
 
@@ -49,7 +51,8 @@ RESERVED_KIB = 24 << 10
 def test_guest_finds_what_it_was_given(
     firmware: str, hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
 ) -> None:
-    with LinuxTd(qemu_tds, linux, firmware=getattr(linux, firmware), smp="2", memory_mib=ODD_MIB) as guest:
+    given: dict[str, Any] = {"smp": "2", "memory_mib": ODD_MIB, "cpu": FIXED_CLOCK}
+    with LinuxTd(qemu_tds, linux, firmware=getattr(linux, firmware), **given) as guest:
         guest.await_user_space()
         begin = read_clock(guest)
         log = guest.run("dmesg")
