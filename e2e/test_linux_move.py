@@ -19,6 +19,7 @@ from fixtures.guests.linux import LinuxFiles
 from fixtures.guests.linux_td import LinuxTd
 from fixtures.guests.network import ECHO_PORT, GUEST, HOST, PREFIX, Network
 from fixtures.guests.qemu_tds import QemuTds
+from fixtures.guests.ticks import totals
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.device import Kvm
@@ -32,10 +33,6 @@ pytestmark = [
 ]
 
 HZ = 20
-TOTAL = re.compile(
-    r"total cpu (?P<cpu>\d+) count (?P<count>\d+) missed (?P<missed>\d+) maxgap (?P<gap>\d+) us"
-    r" backwards (?P<clock>\d+) (?P<tsc>\d+) elapsed (?P<elapsed>\d+) us"
-)
 REPLY = re.compile(r"seq=(\d+) ttl=\d+ time=([\d.]+) ms")
 SLACK_MS = 4000
 """How much longer than QEMU's downtime a timer may be late on a machine whose CPUs are shared."""
@@ -100,15 +97,14 @@ def test_works_on_through_moves_with_every_hkid_in_use(
         assert blocks.lines[-1].startswith("total written")
 
         # Every step of each CPU's timer came, late by a downtime at most, and no clock went back.
-        totals = [found.groupdict() for line in ticks.lines if (found := TOTAL.fullmatch(line))]
-        assert [total["cpu"] for total in totals] == ["0", "1"]
-        for total in totals:
-            number = {name: int(value) for name, value in total.items()}
-            assert (number["clock"], number["tsc"]) == (0, 0)
-            assert number["gap"] / 1000 <= max(downtimes) + SLACK_MS, total
+        of_cpus = totals(ticks.lines)
+        assert [total.cpu for total in of_cpus] == [0, 1]
+        for total in of_cpus:
+            assert not total.goes_back, total
+            assert total.longest / 1000 <= max(downtimes) + SLACK_MS, total
             # The last step may be late too.
-            due = number["elapsed"] * HZ / 1e6
-            assert -1 <= due - number["count"] - number["missed"] <= 1 + number["gap"] * HZ / 1e6, total
+            due = total.elapsed * HZ / 1e6
+            assert -1 <= due - total.count - total.missed <= 1 + total.longest * HZ / 1e6, total
 
         # The connection has lost and repeated nothing; each ping that got a reply got one.
         connection.wait()
