@@ -93,7 +93,7 @@ def comes_and_goes(built: Assembly, slot: MemorySlot) -> list[Call[None]]:
 
 
 def touch(vcpu: Vcpu, *, private: bool) -> str:
-    """Run the guest until it has touched its page, or has missed it, or the host was at the page meanwhile."""
+    """Run the guest until it has touched its page, or has missed it, or the host was at it meanwhile."""
     found = vcpu.start().result()
     if isinstance(found, MemoryFaultExit):
         assert (found.gpa, found.private) == (TOUCHED, private)

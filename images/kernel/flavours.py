@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernels that can be built, from ``flavours.toml``."""
+"""The kernels that can be built: those of ``flavours.toml``, and these with a mutant, ``upstream+leak``."""
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from images.errors import BuildError
+from images.kernel import mutants
+from images.kernel.mutants import Mutant
 
 HERE = Path(__file__).parent
 DEFAULT = "upstream"
@@ -83,12 +87,35 @@ def load(folder: Path = HERE) -> dict[str, Flavour]:
     return found
 
 
-def get(name: str, folder: Path = HERE) -> Flavour:
-    """One flavour.
+def base_of(name: str) -> str:
+    """Return the name of a flavour without its mutant."""
+    return name.partition(mutants.SEPARATOR)[0]
 
-    :raises BuildError: no flavour has that name.
+
+def get(name: str, folder: Path = HERE) -> Flavour:
+    """One flavour, also with a mutant.
+
+    :raises BuildError: no flavour or no mutant has that name, or the mutant is not of that flavour.
     """
     known = load(folder)
-    if name not in known:
-        raise BuildError(f"there is no kernel flavour {name!r}", hint=f"flavours: {', '.join(sorted(known))}")
-    return known[name]
+    base, with_mutant, mutant = name.partition(mutants.SEPARATOR)
+    if base not in known:
+        raise BuildError(f"there is no kernel flavour {base!r}", hint=f"flavours: {', '.join(sorted(known))}")
+    if not with_mutant:
+        return known[base]
+    return _mutated(known[base], mutants.get(mutant, folder / "mutants"), known)
+
+
+def _mutated(flavour: Flavour, mutant: Mutant, known: Mapping[str, Flavour]) -> Flavour:
+    fitting = known.get(mutant.base)
+    if fitting is None or fitting.patches != flavour.patches:
+        raise BuildError(
+            f"the mutant {mutant.name} is not of flavour {flavour.name}", hint=f"it is {mutant.flavour}"
+        )
+    return dataclasses.replace(
+        flavour,
+        name=f"{flavour.name}{mutants.SEPARATOR}{mutant.name}",
+        summary=f"{flavour.name}, and wrong on purpose: {mutant.breaks}",
+        patches=(*flavour.patches, mutant.patch),
+        kvm_unchanged=False,
+    )
