@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
+
 import pytest
 
 from e2e.mistakes import FEATURES
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
-from fixtures.kvm import abi, commands, cpuid
+from fixtures.findings import shows
+from fixtures.guests import output
+from fixtures.kvm import abi, build, commands, cpuid
 from fixtures.kvm.abi import MpStateValue
-from fixtures.kvm.build import Assembly
+from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import default_params, supported_cpuid
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import Overrides
@@ -20,6 +27,8 @@ from fixtures.softseam.truth import Truth
 X87_AND_SSE = 3
 FMA, AVX, F16C = 1 << 12, 1 << 28, 1 << 29
 AVX2, PKU = 1 << 5, 1 << 3
+OSXSAVE, OSPKE = 1 << 27, 1 << 4
+XSTATE = 0xD
 
 
 @pytest.fixture
@@ -80,6 +89,32 @@ def test_init_vcpu_makes_each_vcpu_runnable(td_initialized: Assembly) -> None:
     assert [vcpu.mp_state() for vcpu in vcpus] == [MpStateValue.RUNNABLE] * 2
 
 
+ALIASED = pytest.mark.tdx_finding(
+    "F15",
+    flavours=("upstream",),
+    splat=r"WARNING: arch/x86/kvm/vmx/main\.c:\d+ at vt_refresh_apicv_exec_ctrl\+",
+)
+
+
+@pytest.mark.parametrize(
+    "ident",
+    [
+        1,
+        255,
+        pytest.param(256, marks=ALIASED),
+        pytest.param(512, marks=ALIASED),
+    ],
+)
+def test_vcpu_runs_though_another_one_is_not_initialized(
+    ident: int, owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
+) -> None:
+    built = tdx_cleanup.enter_context(build.initialized(owner)).create_vcpus()
+    built.td.create_vcpu(ident)
+    built.initialize_vcpus().populate(Region.firmware(payloads["count"])).finalize()
+    with shows("F15", match="EIO"):
+        assert output.numbers(built.vcpus[0], 2) == [1, output.COMMON | 1]
+
+
 @pytest.mark.tdx_needs("ground-truth")
 def test_module_has_a_vcpu_from_init_vcpu_on(vcpu: Vcpu, truth: Truth) -> None:
     assert [td.vcpus for td in truth.tds()] == [0]
@@ -95,6 +130,24 @@ def test_get_cpuid_tells_what_init_vm_configured(vcpu: Vcpu) -> None:
     told = {entry.key: entry for entry in vcpu.get_cpuid()}
     for asked in default_params(vcpu.worker).cpuid:
         assert asked.masked(told[asked.key]) == asked
+
+
+def test_vcpu_takes_the_cpuid_that_is_reported_and_keeps_it(vcpu: Vcpu) -> None:
+    reported = vcpu.get_cpuid()
+    vcpu.set_cpuid2(reported)
+    kept = vcpu.worker.call(commands.get_cpuid2(vcpu.fd))
+    assert [without_runtime(entry) for entry in kept] == [without_runtime(entry) for entry in reported]
+
+
+def without_runtime(entry: CpuidEntry) -> CpuidEntry:
+    """Clear the bits that KVM derives from control registers (``kvm_update_cpuid_runtime``)."""
+    if entry.key == (1, 0):
+        return entry.with_registers(ecx=entry.ecx & ~OSXSAVE)
+    if entry.key == (FEATURES, 0):
+        return entry.with_registers(ecx=entry.ecx & ~OSPKE)
+    if entry.key in ((XSTATE, 0), (XSTATE, 1)):
+        return entry.with_registers(ebx=0)
+    return entry
 
 
 def test_get_cpuid_tells_the_fixed_bits(vcpu: Vcpu) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -119,6 +120,30 @@ def test_width_of_52_is_accepted_where_kvm_can_map_it(td: Td, contract: Contract
             td.init_vm(params)
 
 
+TOPOLOGY = 0x1F
+LEVELS = (
+    CpuidEntry(TOPOLOGY, 0, eax=0, ebx=1, ecx=1 << 8),
+    CpuidEntry(TOPOLOGY, 1, eax=4, ebx=16, ecx=2 << 8 | 1),
+)
+"""One thread in each of 16 cores."""
+
+
+@pytest.mark.tdx_finding("F16", flavours=("upstream",))
+def test_init_vm_takes_what_the_capabilities_report_and_keeps_it(td: Td) -> None:
+    """Each entry goes back as it was reported, with its flags, and with values of its own."""
+    offered = {entry.key: entry for entry in td.capabilities().cpuid}
+    right = td.default_params()
+    values = {entry.key: entry for entry in (*right.cpuid, *LEVELS)}
+    asked = [replace(values[key], flags=offered[key].flags) for key in offered if key in values]
+    with shows("F16", match="EINVAL"):
+        td.init_vm(right.replace(cpuid=tuple(asked)))
+    td.split_irqchip()
+    with td.create_vcpu() as vcpu:
+        kept = {entry.key: entry for entry in vcpu.get_cpuid()}
+    configured = [entry for entry in asked if entry.function != cpuid.ADDRESS_WIDTHS]
+    assert [kept[entry.key].masked(offered[entry.key]) for entry in configured] == configured
+
+
 # refused by INIT_VM, beyond single mistakes
 
 
@@ -169,6 +194,18 @@ def test_cpuid_bit_that_cannot_be_configured_is_refused_in_every_register(td: Td
     assert {(error.errno, error.hw_error & STATUS) for error in errors} == {
         (answer.errno, TDX_OPERAND_INVALID)
     }
+
+
+@pytest.mark.tdx_finding("F17", flavours=("upstream",), splat=r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+")
+def test_topology_that_the_module_refuses_is_the_callers_mistake(td: Td, contract: Contract) -> None:
+    threads, cores = (
+        replace(level, flags=abi.KVM_CPUID_FLAG_SIGNIFCANT_INDEX, ecx=level.ecx & 0xFF | 1 << 8)
+        for level in LEVELS
+    )
+    right = td.default_params()
+    with shows("F17", match="EIO"), refused(contract, Refusal.INIT_MODULE_REFUSES):
+        td.init_vm(right.replace(cpuid=(*right.cpuid, threads, cores)))
+    td.init_vm(right)
 
 
 UNPLACED: dict[str, Callable[[InitVmParams], InitVmParams]] = {

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from fixtures.agent.call import Call
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
 from fixtures.guests.vectors import BY, VECTORS, Raise
-from fixtures.kvm.abi import PAGE_SIZE, TdVmCall
+from fixtures.kvm import commands
+from fixtures.kvm.abi import PAGE_SIZE, TdVmCall, VcpuEvents
 from fixtures.kvm.build import Assembly
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit, ShutdownExit, TdVmCallExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
@@ -153,6 +160,42 @@ def test_nmi_reaches_the_guest(launch: Launch) -> None:
     output.numbers(vcpu, 2)
     vcpu.nmi()
     assert isinstance(vcpu.run(), ShutdownExit)
+
+
+UNDELIVERABLE: dict[str, tuple[Refusal, Callable[[int], Call[None]]]] = {
+    "KVM_INTERRUPT": (Refusal.INTERRUPT, lambda fd: commands.interrupt(fd, INTERRUPT_VECTOR)),
+    "interrupt": (
+        Refusal.EVENT_QUEUED,
+        lambda fd: commands.set_vcpu_events(
+            fd, VcpuEvents(interrupt_injected=1, interrupt_nr=INTERRUPT_VECTOR)
+        ),
+    ),
+    "exception": (
+        Refusal.EVENT_QUEUED,
+        lambda fd: commands.set_vcpu_events(fd, VcpuEvents(exception_injected=1, exception_nr=13)),
+    ),
+}
+
+
+@pytest.mark.tdx_finding(
+    "F19", flavours=("upstream",), splat=r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+ at tdx_vcpu_run\+"
+)
+@pytest.mark.parametrize(("refusal", "event"), UNDELIVERABLE.values(), ids=UNDELIVERABLE)
+def test_event_that_cannot_be_injected_keeps_no_nmi_away(
+    refusal: Refusal, event: Callable[[int], Call[None]], launch: Launch, contract: Contract
+) -> None:
+    """KVM posts interrupts to a TD, and can make an NMI pending, which shuts this payload down; it can inject
+    nothing else.
+    """
+    (vcpu,) = launch("count").vcpus
+    output.numbers(vcpu, 2)
+    error = errno_of(lambda: vcpu.worker.call(event(vcpu.fd)))
+    output.numbers(vcpu, 2)
+    vcpu.nmi()
+    found = vcpu.run()
+    with shows("F19"):
+        assert error == contract.errno(refusal)
+        assert isinstance(found, ShutdownExit)
 
 
 def test_nmi_during_the_handler_of_one_waits_for_its_end(launch: Launch) -> None:

@@ -17,7 +17,7 @@ from e2e.findings import F13
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, batch_call
 from fixtures.agent.client import Worker
-from fixtures.deadline import Deadline
+from fixtures.deadline import Deadline, until
 from fixtures.errors import DeadlineExceeded
 from fixtures.findings import shows
 from fixtures.guests import output
@@ -32,6 +32,7 @@ from fixtures.kvm.abi import (
     PAGE_SIZE,
 )
 from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.errors import KvmError
 from fixtures.kvm.exits import MapGpaExit, MemoryFaultExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
@@ -169,6 +170,27 @@ def test_pre_fault_ends_though_page_tables_become_obsolete(
                     assert populating.result(PRE_FAULT_SECONDS).complete
             finally:
                 interrupted(populating)
+
+
+# a TD that dies
+
+
+@pytest.mark.tdx_finding(
+    "F20", flavours=("upstream",), splat=r"WARNING: \S*virt/kvm/kvm_main\.c:\d+ at kvm_vcpu_ioctl\+"
+)
+def test_pre_fault_meets_the_end_of_the_td(launch: Launch) -> None:
+    """The guest of another vCPU kills the TD meanwhile: it reads memory that it has not accepted."""
+    size = 256 << 20  # A second's work for an emulated machine, of which little is done.
+    built = launch("pending", vcpus=2, regions=[Region(TOUCHED, PAGE_SIZE), Region(CONVERTED, size)])
+    guest, other = built.vcpus
+    assert output.numbers(guest, 1) == [1]
+    with built.td.stats_fd() as stats:
+        before = stats.read()["pages_4k"]
+        populating = built.worker.start(commands.pre_fault_memory(other.fd, CONVERTED, size))
+        until(lambda: stats.read()["pages_4k"] > before, "the first page to be added")
+    with pytest.raises(KvmError, match="EIO"):
+        guest.run()
+    assert 0 < populating.result() < size
 
 
 # neighbours of memory that is converted
