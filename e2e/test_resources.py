@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a TD takes besides its HKID comes back: memory, files, references on modules and cgroups.
+
+A TD goes through the same life again and again.  What it takes for good makes a count grow by one each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from fixtures.agent.client import Worker
+from fixtures.cgroup import Cgroup
+from fixtures.deadline import until
+from fixtures.errors import DeadlineExceeded
+from fixtures.guests import output
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.host.resources import allocated, growing, references
+from fixtures.kvm import build
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.build import Region
+from fixtures.kvm.cpuid import CpuidEntry
+from fixtures.kvm.defaults import default_params
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.errors import errno_of
+from fixtures.kvm.many import many_tds
+from fixtures.kvm.move import move_from, prepare_destination
+from fixtures.kvm.params import InitVmParams
+from fixtures.softseam import inject
+from fixtures.softseam.inject import Injection
+
+pytestmark = pytest.mark.tdx_needs("misc-cgroup", "ground-truth", "seamcall-fault-injection")
+
+ROUNDS, READINGS = 8, 4
+GSI = 5
+VECTOR = 0x51
+MEMORY = Region(0x100000, 2 * PAGE_SIZE, b"\x5a" * 2 * PAGE_SIZE)
+WARNING = r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+"
+FAILING = (
+    "TDH.MNG.CREATE",
+    "TDH.MNG.KEY.CONFIG",
+    "TDH.MNG.ADDCX",
+    "TDH.MNG.INIT",
+    "TDH.VP.CREATE",
+    "TDH.VP.ADDCX",
+    "TDH.VP.INIT",
+    "TDH.MEM.SEPT.ADD",
+    "TDH.MEM.PAGE.ADD",
+    "TDH.MR.EXTEND",
+    "TDH.MR.FINALIZE",
+)
+REFERENCES_SECONDS = 5.0
+
+
+@dataclass
+class Stage:
+    """Where lives take place.
+
+    :param worker: a process in a cgroup that is removed afterwards.
+    """
+
+    host: TdxHost
+    worker: Worker
+    cgroup: Cgroup
+    payload: bytes
+
+
+Life = Callable[[Stage], None]
+
+
+def whole(stage: Stage) -> None:
+    """Everything that a TD can have, then its end."""
+    with build.finalized(stage.worker, stage.payload, vcpus=2, regions=[MEMORY]) as built:
+        td, vcpu = built.td, built.vcpus[0]
+        with td.stats_fd(), vcpu.stats_fd():
+            td.set_msi_routes({GSI: (VECTOR, 0)})
+            with td.irqfd(GSI) as irqfd:
+                assert output.numbers(vcpu, 1) == [1]
+                irqfd.signal()
+            td.set_memory_attributes(MEMORY.gpa, PAGE_SIZE, private=False)
+            td.set_memory_attributes(MEMORY.gpa, PAGE_SIZE, private=True)
+            built.vcpus[1].pre_fault(MEMORY.gpa, PAGE_SIZE)
+            built.memfds[-1].punch_hole()
+            td.capabilities()
+
+
+def unfinished(stage: Stage) -> None:
+    """Ends at each stage of its construction."""
+    for at in build.Stage:
+        if at is not build.Stage.NOTHING:
+            build.at(at, stage.worker, stage.payload, regions=[MEMORY]).close()
+
+
+def killed(stage: Stage) -> None:
+    """Ends with its process."""
+    with stage.host.agent.spawn(cgroup=stage.cgroup.path) as worker:
+        built = build.finalized(worker, stage.payload, regions=[MEMORY])
+        assert output.numbers(built.vcpus[0], 1) == [1]
+
+
+def moved(stage: Stage) -> None:
+    """Moves to another VM, and ends there."""
+    with build.finalized(stage.worker, stage.payload, regions=[MEMORY]) as source:
+        assert output.numbers(source.vcpus[0], 1) == [1]
+        with prepare_destination(source) as destination:
+            move_from(source, to=destination)
+            output.numbers(destination.vcpus[0], 1)
+
+
+def moves_that_fail(stage: Stage) -> None:
+    """A move to a VM that has no memory."""
+    with build.finalized(stage.worker, stage.payload, regions=[MEMORY]) as source:
+        with build.created(stage.worker) as destination:
+            assert errno_of(lambda: move_from(source, to=destination))
+        assert output.numbers(source.vcpus[0], 1) == [1]
+
+
+def init_vm(stage: Stage, *changes: Callable[[InitVmParams], InitVmParams]) -> None:
+    """A KVM_TDX_INIT_VM that fails, on a VM of its own for each change."""
+    right = default_params(stage.worker)
+    with Kvm.open(stage.worker) as kvm:
+        for change in changes:
+            with kvm.create_td() as td:
+                assert errno_of(lambda td=td, change=change: td.init_vm(change(right)))  # type: ignore[misc]
+
+
+def wrong_parameters(stage: Stage) -> None:
+    """Refused by KVM, at each place, and by the module."""
+    init_vm(
+        stage,
+        lambda right: right.replace(reserved=(1,) + (0,) * 11),
+        lambda right: right.replace(padding=1),
+        lambda right: right.replace(attributes=1 << 63),
+        lambda right: right.replace(xfam=1 << 63),
+        lambda right: right.without_entry(0x80000008),
+        lambda right: right.replace(cpuid=(*right.cpuid, CpuidEntry(0x40000000))),
+        lambda right: right.with_entry(1, edx=1),
+    )
+
+
+def refused(stage: Stage) -> None:
+    """Refused for the sake of a limit."""
+    init_vm(stage, lambda right: right)
+
+
+def fails(leaf: str, code: int, nth: int = 1) -> Life:
+    """Return a life of which a SEAMCALL fails."""
+
+    def life(stage: Stage) -> None:
+        count = 1 << 31 if nth == 1 else 10
+        with inject.armed(stage.host.agent.files, Injection(leaf, nth, count, code)):
+            assert errno_of(lambda: build.finalized(stage.worker, stage.payload, regions=[MEMORY]).close())
+
+    return life
+
+
+def assert_flat(stage: Stage, life: Life, rounds: int = ROUNDS) -> None:
+    life(stage)
+    readings = [allocated(stage.host.agent)]
+    for _ in range(READINGS - 1):
+        for _ in range(rounds):
+            life(stage)
+        readings.append(allocated(stage.host.agent))
+    assert growing(readings, rounds) == {}
+
+
+@pytest.fixture
+def stage(
+    tdx_host: TdxHost,
+    tdx_cgroup: Cgroup,
+    hkids: Hkids,
+    tdx_cleanup: ExitStack,
+    payloads: Mapping[str, bytes],
+) -> Stage:
+    """A process in a cgroup.  Nobody may refer to either when the test has ended."""
+    agent = tdx_host.agent
+    before = references(agent)
+    worker = agent.spawn(cgroup=tdx_cgroup.path)
+
+    def end() -> None:
+        worker.kill()
+        worker.wait()
+        tdx_cgroup.remove()
+        seen = [before]
+
+        def settled() -> bool:
+            seen.append(references(agent))
+            return seen[-1] == before
+
+        try:
+            until(settled, "references to be given back", REFERENCES_SECONDS)
+        except DeadlineExceeded as error:
+            raise AssertionError(f"{before} before, {seen[-1]} now") from error
+
+    tdx_cleanup.callback(end)
+    return Stage(tdx_host, worker, tdx_cgroup, payloads["count"])
+
+
+LIVES: dict[str, Life] = {
+    "whole": whole,
+    "killed": killed,
+    "wrong-parameters": wrong_parameters,
+    "no-entropy": fails("TDH.MNG.CREATE", inject.TDX_RND_NO_ENTROPY),
+    "no-entropy-later": fails("TDH.MNG.ADDCX", inject.TDX_RND_NO_ENTROPY, 3),
+}
+
+
+@pytest.mark.parametrize("life", LIVES.values(), ids=LIVES)
+def test_nothing_is_kept(life: Life, stage: Stage) -> None:
+    assert_flat(stage, life)
+
+
+@pytest.mark.slow
+def test_nothing_is_kept_of_an_unfinished_td(stage: Stage) -> None:
+    assert_flat(stage, unfinished)
+
+
+@pytest.mark.slow
+@pytest.mark.tdx_splat_expected(WARNING)
+@pytest.mark.parametrize("leaf", FAILING)
+def test_nothing_is_kept_when_a_seamcall_fails(leaf: str, stage: Stage) -> None:
+    assert_flat(stage, fails(leaf, inject.TDX_SYS_NOT_READY))
+
+
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+def test_nothing_is_kept_when_the_cgroup_is_at_its_limit(stage: Stage) -> None:
+    """Not on a kernel with F1: there each refusal lowers the count, and the next TD is admitted."""
+    stage.cgroup.set_max(0)
+    assert_flat(stage, refused)
+
+
+def test_nothing_is_kept_when_there_is_no_hkid(stage: Stage, kvm: Kvm, hkids: Hkids) -> None:
+    many_tds(kvm, hkids.free)
+    assert_flat(stage, refused)
+
+
+@pytest.mark.slow
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+@pytest.mark.parametrize("life", [moved, moves_that_fail])
+def test_nothing_is_kept_by_a_move(life: Life, stage: Stage) -> None:
+    assert_flat(stage, life)
