@@ -45,16 +45,19 @@ from fixtures.guests.launch import Launch
 from fixtures.kvm import build
 from fixtures.kvm.build import Region, Stage
 from fixtures.kvm.cpuid import ADDRESS_WIDTHS, CpuidEntry
+from fixtures.kvm.device import Kvm
 from fixtures.kvm.params import Capabilities, InitVmParams
 
-OSXSAVE, OSFXSR = 1 << 18, 1 << 9
-CPUID_OSXSAVE = 1 << 27
+OSXSAVE, OSFXSR, PCIDE = 1 << 18, 1 << 9, 1 << 17
+PWT = 1 << 3
+"""Bit of CR3 that belongs to a PCID where there are any."""
+CPUID_PCID, CPUID_OSXSAVE = 1 << 17, 1 << 27
 CPUID_TSC_DEADLINE = 1 << 24
 TSC_DEADLINE = 0x6E0
 EFER, EFER_SCE, EFER_NX = 0xC0000080, 1 << 0, 1 << 11
-TSC, TSC_AUX, DEBUGCTL = 0x10, 0xC0000103, 0x1D9
+TSC, TSC_AUX, DEBUGCTL, TPR = 0x10, 0xC0000103, 0x1D9, 0x808
 CR_ACCESS, CPUID_EXIT, IO_EXIT = 28, 10, 30
-GIGAHERTZ = 1_000_000
+GIGAHERTZ, STEP_KHZ = 1_000_000, 25_000
 """In kHz."""
 
 
@@ -143,7 +146,7 @@ def test_tsc_runs_at_the_rate_that_the_host_asked_for(
     built.td.set_tsc_khz(GIGAHERTZ)
     built.init().add_vcpus().populate(Region.firmware(payloads["execute"]))
     other, asked = Executor(launch("execute")), Executor(built.finalize())
-    rates = [guest.run([cpuid(0x15)])[0]["rbx"] * 25_000 for guest in (other, asked)]
+    rates = [guest.run([cpuid(0x15)])[0]["rbx"] * STEP_KHZ for guest in (other, asked)]
     assert rates[1] == GIGAHERTZ
     around = [tsc(other)]
     of_asked = [tsc(asked)]
@@ -153,6 +156,13 @@ def test_tsc_runs_at_the_rate_that_the_host_asked_for(
     ratio = rates[1] / rates[0]
     passed = of_asked[1] - of_asked[0]
     assert ratio * 0.95 * (between[-1] - between[0]) < passed < ratio * 1.05 * (around[1] - around[0])
+
+
+def test_tsc_has_the_hosts_rate_unless_another_is_asked_for(guest: Executor, kvm: Kvm) -> None:
+    """To the 25 MHz of which a TD's rate is a multiple."""
+    with kvm.create_vm() as vm:
+        of_host = vm.get_tsc_khz()
+    assert abs(guest.run([cpuid(0x15)])[0]["rbx"] * STEP_KHZ - of_host) < STEP_KHZ
 
 
 def tsc(guest: Executor) -> int:
@@ -304,6 +314,27 @@ def test_writes_of_control_registers(guest: Executor, register: ControlRegister)
         assert ve_of(outcome) == (End.VE, CR_ACCESS, register.number, 3)
     expected = now & ~register.clear | register.set if register.end == End.DONE else now
     assert after["rax"] == expected
+
+
+def test_cr8_is_the_priority_in_the_local_apic(guest: Executor) -> None:
+    """CR8 has bits 7:4 of the task priority."""
+    rows = [write_cr(8, 5), rdmsr(TPR), wrmsr(TPR, 0x3F), read_cr(8), write_cr(8, 0), rdmsr(TPR)]
+    _, by_cr8, _, by_msr, _, none = guest.run(rows)
+    assert (by_cr8["rax"], by_msr["rax"], none["rax"]) == (0x50, 3, 0)
+
+
+def test_pcide_can_be_set_and_is_kept_if_cpuid_offers_it(guest: Executor) -> None:
+    """A CPU with TDX has it; the nested host's need not (softseam.md)."""
+    cr4, leaf = guest.run([read_cr(4), cpuid(1)])
+    written, after = guest.run([write_cr(4, cr4["rax"] | PCIDE), read_cr(4)])
+    assert end_of(written) == End.DONE
+    assert after["rax"] == cr4["rax"] | (PCIDE if leaf["rcx"] & CPUID_PCID else 0)
+
+
+def test_pcide_cannot_be_set_while_cr3_has_a_pcid(guest: Executor) -> None:
+    cr3, cr4 = guest.run([read_cr(3), read_cr(4)])
+    rows = [write_cr(3, cr3["rax"] | PWT), write_cr(4, cr4["rax"] | PCIDE), write_cr(3, cr3["rax"])]
+    assert [end_of(outcome) for outcome in guest.run(rows)] == [End.DONE, End.GP, End.DONE]
 
 
 def test_xcr0(guest: Executor) -> None:
