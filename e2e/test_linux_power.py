@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
 
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 SHUT_DOWN = {"guest": True, "reason": "guest-shutdown"}
+PANIC = "echo c > /proc/sysrq-trigger"
+PANICKED = "Kernel panic - not syncing: sysrq triggered crash"
 
 
 @pytest.fixture
@@ -74,6 +76,37 @@ def test_boots_anew_after_a_reset(
     assert booted.complaints() == []
     assert hkids.taken == 1
     assert booted.power_off() == 0
+    assert_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        pytest.param((), "guest-reset", id="reset"),
+        pytest.param(("-device", "pvpanic-pci"), "guest-panic", id="pvpanic"),
+    ],
+)
+def test_panic_is_what_its_devices_make_of_it(
+    device: tuple[str, ...],
+    reason: str,
+    hkids: Hkids,
+    qemu_tds: QemuTds,
+    linux: LinuxFiles,
+    assert_gone: Callable[[], None],
+) -> None:
+    """Linux reports no fatal error of its TD then: it resets (panic=-1), and pvpanic has its event before."""
+    args = (*device, "-no-reboot")
+    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, extra_args=args) as guest:
+        guest.await_user_space()
+        assert hkids.taken == 1
+        guest.start(PANIC)
+        data = guest.qemu.await_event("SHUTDOWN", seconds=30)["data"]
+        assert data == {"guest": True, "reason": reason}
+        guest.qemu.console.wait_for(PANICKED, Deadline(1, "what the guest's kernel prints"))
+        assert guest.qemu.wait() == 0
+        panics = [event["data"] for event in guest.qemu.events if event["event"] == "GUEST_PANICKED"]
+        assert panics == ([{"action": "poweroff"}] if device else [])
     assert_gone()
 
 

@@ -20,6 +20,7 @@ WANTED = (
     *("tsm", "tdx-guest"),
     # QEMU's system_powerdown is a key.
     *("button", "evdev"),
+    "pvpanic-pci",
 )
 
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
