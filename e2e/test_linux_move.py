@@ -100,11 +100,8 @@ def test_works_on_through_moves_with_every_hkid_in_use(
         of_cpus = totals(ticks.lines)
         assert [total.cpu for total in of_cpus] == [0, 1]
         for total in of_cpus:
-            assert not total.goes_back, total
+            assert total.is_whole(HZ), total
             assert total.longest / 1000 <= max(downtimes) + SLACK_MS, total
-            # The last step may be late too.
-            due = total.elapsed * HZ / 1e6
-            assert -1 <= due - total.count - total.missed <= 1 + total.longest * HZ / 1e6, total
 
         # The connection has lost and repeated nothing; each ping that got a reply got one.
         connection.wait()
