@@ -17,10 +17,13 @@ import pytest
 
 from fixtures.deadline import Deadline
 from fixtures.findings import shows
+from fixtures.guests import ticks
 from fixtures.guests.linux import LinuxFiles
 from fixtures.guests.linux_td import GuestFailed, LinuxTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.hkids import Hkids
+from fixtures.kvm.abi import Cap
+from fixtures.kvm.device import Kvm
 from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
@@ -29,29 +32,32 @@ NO_COUNT = pytest.mark.tdx_finding("Q13", qemu=("11.1",))
 EARLY = "earlyprintk=ttyS0"
 """Prints what goes wrong before there is a console."""
 SIGNATURE = b"IntelTDX    "
-CLOCK = 2_500_000_000
-"""Hz of FIXED_CLOCK; not the rate of the host."""
+HZ = 20
 TICK = 0.02
 """Seconds by which /proc/uptime is rounded, twice."""
-
-ODD_MIB = 257
-"""No multiple of the 2 MiB in which memory is accepted."""
 
 RESERVED_KIB = 24 << 10
 """At most so much memory a firmware keeps for itself."""
 
 
 @pytest.mark.parametrize(
-    "firmware",
+    ("firmware", "memory_mib", "clock"),
     [
-        pytest.param("small_firmware", id="small"),
-        pytest.param("open_firmware", id="ovmf", marks=pytest.mark.slow),
+        # No multiple of the 2 MiB in which memory is accepted.
+        pytest.param("small_firmware", 161, {}, id="small"),
+        # Not the host's rate: each RDTSC is an exit.
+        pytest.param("open_firmware", 257, {"cpu": FIXED_CLOCK}, id="ovmf", marks=pytest.mark.slow),
     ],
 )
 def test_guest_finds_what_it_was_given(
-    firmware: str, hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
+    firmware: str,
+    memory_mib: int,
+    clock: dict[str, str],
+    hkids: Hkids,
+    qemu_tds: QemuTds,
+    linux: LinuxFiles,
 ) -> None:
-    given: dict[str, Any] = {"smp": "2", "memory_mib": ODD_MIB, "cpu": FIXED_CLOCK}
+    given: dict[str, Any] = {"smp": "2", "memory_mib": memory_mib, **clock}
     with LinuxTd(qemu_tds, linux, firmware=getattr(linux, firmware), **given) as guest:
         guest.await_user_space()
         begin = read_clock(guest)
@@ -63,9 +69,9 @@ def test_guest_finds_what_it_was_given(
         assert signature(leaves) == SIGNATURE
 
         assert topology(guest) == [(0, 0, [0, 1]), (0, 1, [0, 1])]
-        assert 0 <= (ODD_MIB << 10) - found_kib(log) < RESERVED_KIB
+        assert 0 <= (memory_mib << 10) - found_kib(log) < RESERVED_KIB
 
-        assert frequency(leaves) == CLOCK
+        assert guest.qemu.spec.cpu == f"host,tsc-frequency={frequency(leaves)}"
         end = read_clock(guest)
         assert end.before - begin.after - TICK < end.guest - begin.guest < end.after - begin.before + TICK
 
@@ -94,6 +100,36 @@ def test_cpu_is_alone_in_its_package(
         guest.await_user_space()
         assert topology(guest) == expected
         assert guest.complaints() == []
+
+
+@pytest.mark.slow
+@pytest.mark.tdx_host(cpus=4)
+def test_as_many_cpus_as_a_td_can_have_come_up(
+    kvm: Kvm, hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
+) -> None:
+    with kvm.create_td() as td:
+        limit = td.check_extension(Cap.MAX_VCPUS)
+    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, smp=str(limit)) as guest:
+        guest.await_user_space()
+        assert topology(guest) == [(0, core, [*range(limit)]) for core in range(limit)]
+        assert guest.complaints() == []
+        assert guest.power_off() == 0
+    assert hkids.taken == 0
+
+
+@pytest.mark.slow
+def test_timers_work_without_a_tsc_deadline(qemu_tds: QemuTds, linux: LinuxFiles) -> None:
+    cpu = f"{FIXED_CLOCK},-tsc-deadline"
+    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, cpu=cpu) as guest:
+        guest.await_user_space()
+        assert not [line for line in guest.run("cat /proc/cpuinfo") if "tsc_deadline_timer" in line]
+        tick = guest.start(f"tick {HZ}")
+        tick.wait_lines(4)
+        found = ticks.stop(tick)
+        assert [one.cpu for one in found] == [0, 1]
+        assert all(one.is_whole(HZ) for one in found), found
+        assert guest.complaints() == []
+        assert guest.power_off() == 0
 
 
 @pytest.mark.slow
