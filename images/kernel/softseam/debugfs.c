@@ -19,6 +19,7 @@
 #include "inject.h"
 #include "kot.h"
 #include "leaf.h"
+#include "manual.h"
 #include "package.h"
 #include "pamt.h"
 #include "sys.h"
@@ -227,6 +228,56 @@ static const struct file_operations inject_fops = {
 	.release = single_release,
 };
 
+static int seamcall_show(struct seq_file *m, void *v)
+{
+	seam_manual_show(m);
+	return 0;
+}
+
+static int seamcall_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, seamcall_show, NULL);
+}
+
+static ssize_t seamcall_write(struct file *file, const char __user *from, size_t len, loff_t *pos)
+{
+	char buf[256] = {};
+	int ret;
+
+	if (len >= sizeof(buf))
+		return -E2BIG;
+	if (copy_from_user(buf, from, len))
+		return -EFAULT;
+	ret = seam_manual_call(buf);
+	return ret ?: len;
+}
+
+static const struct file_operations seamcall_fops = {
+	.owner = THIS_MODULE,
+	.open = seamcall_open,
+	.read = seq_read,
+	.write = seamcall_write,
+	.llseek = seq_lseek,
+	.release = single_release,
+};
+
+static ssize_t donated_read(struct file *file, char __user *to, size_t len, loff_t *pos)
+{
+	return seam_manual_read(to, len, pos);
+}
+
+static ssize_t donated_write(struct file *file, const char __user *from, size_t len, loff_t *pos)
+{
+	return seam_manual_write(from, len, pos);
+}
+
+static const struct file_operations donated_fops = {
+	.owner = THIS_MODULE,
+	.read = donated_read,
+	.write = donated_write,
+	.llseek = default_llseek,
+};
+
 static int __init softseam_debugfs(void)
 {
 	struct dentry *dir;
@@ -243,6 +294,8 @@ static int __init softseam_debugfs(void)
 	debugfs_create_file("leaves", 0400, dir, NULL, &leaves_fops);
 	debugfs_create_file("errors", 0400, dir, NULL, &errors_fops);
 	debugfs_create_file("inject", 0600, dir, NULL, &inject_fops);
+	debugfs_create_file("seamcall", 0600, dir, NULL, &seamcall_fops);
+	debugfs_create_file("donated", 0600, dir, NULL, &donated_fops);
 	return 0;
 }
 late_initcall(softseam_debugfs);

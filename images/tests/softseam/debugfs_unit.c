@@ -9,7 +9,8 @@ struct dentry;
 struct file_operations {
 	void *owner;
 	int (*open)(struct inode *inode, struct file *file);
-	void *read, *llseek, *release;
+	void *llseek, *release;
+	ssize_t (*read)(struct file *file, char *to, size_t len, loff_t *pos);
 	ssize_t (*write)(struct file *file, const char *from, size_t len, loff_t *pos);
 };
 
@@ -24,6 +25,7 @@ struct file_operations {
 #define single_open(file, show, data) ((show)(NULL, NULL))
 #define seq_read NULL
 #define seq_lseek NULL
+#define default_llseek NULL
 #define single_release NULL
 #define debugfs_create_dir(name, parent) NULL
 #define debugfs_create_file(name, mode, dir, data, fops) ((void)(dir), (void)(fops))
@@ -44,6 +46,10 @@ void seam_inject_clear(void) { }
 void seam_inject_show(struct seq_file *m) { }
 void seam_errors_show(struct seq_file *m) { }
 void seam_leaves_show(struct seq_file *m) { }
+int seam_manual_call(char *line) { return 0; }
+void seam_manual_show(struct seq_file *m) { }
+ssize_t seam_manual_read(char *to, size_t len, loff_t *pos) { return 0; }
+ssize_t seam_manual_write(const char *from, size_t len, loff_t *pos) { return 0; }
 void kot_show(struct seq_file *m) { }
 void kot_history_show(struct seq_file *m) { }
 
