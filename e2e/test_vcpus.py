@@ -277,3 +277,10 @@ def test_irqchip_can_be_split_after_a_vcpu_was_refused_for_it(kvm: Kvm, contract
 def test_td_has_no_irqchip_in_the_kernel(kvm: Kvm, contract: Contract) -> None:
     with kvm.create_td() as td, refused(contract, Refusal.CREATE_IRQCHIP):
         td.worker.call(commands.create_irqchip(td.fd))
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_maximum_takes_no_second_argument(place: int, td_created: Assembly, contract: Contract) -> None:
+    arguments = [1, *(int(index == place) for index in (1, 2, 3))]
+    with answers(contract, Promise.CAP_RESERVED):
+        td_created.td.enable_cap(Cap.MAX_VCPUS, *arguments)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The charge of a TD's HKID moves with it (``misc_cg_try_transfer`` in kernel/cgroup/misc.c)."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from e2e.moves import MOVES, count, counted, destination_of
+from fixtures.agent.files import Files
+from fixtures.cgroup import Cgroup
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.deadline import until
+from fixtures.guests.launch import Launch
+from fixtures.host.base import TdxHost
+from fixtures.kvm.build import Assembly
+from fixtures.kvm.move import move_from
+
+pytestmark = MOVES
+
+
+@pytest.fixture
+def pair(tdx_cgroup: Cgroup) -> tuple[Cgroup, Cgroup]:
+    """A pair of sibling cgroups."""
+    return tdx_cgroup.child("old"), tdx_cgroup.child("new")
+
+
+def moved_between(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, cleanup: ExitStack
+) -> tuple[Assembly, Assembly]:
+    """A TD of a process in the first cgroup, and a destination for it in the second."""
+    old, new = (cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path)) for group in pair)
+    source = launch("count", owner=old)
+    count(source)
+    return source, destination_of(source, cleanup, new)
+
+
+def test_charge_moves_to_the_destinations_cgroup(
+    pair: tuple[Cgroup, Cgroup],
+    tdx_cgroup: Cgroup,
+    tdx_host: TdxHost,
+    launch: Launch,
+    tdx_cleanup: ExitStack,
+) -> None:
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    assert [group.current for group in pair] == [1, 0]
+    move_from(source, to=destination)
+    assert [group.current for group in pair] == [0, 1]
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (1, 1)
+    source.close()
+    assert [group.current for group in pair] == [0, 1]
+    destination.close()
+    assert [group.current for group in pair] == [0, 0]
+
+
+def test_limits_of_the_source_and_of_what_both_have_in_common_do_not_matter(
+    pair: tuple[Cgroup, Cgroup],
+    tdx_cgroup: Cgroup,
+    tdx_host: TdxHost,
+    launch: Launch,
+    tdx_cleanup: ExitStack,
+) -> None:
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    tdx_cgroup.set_max(1)
+    pair[0].set_max(0)
+    move_from(source, to=destination)
+    assert [group.current for group in (*pair, tdx_cgroup)] == [0, 1, 1]
+    assert count(destination) == counted(2)
+
+
+def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    pair[1].set_max(0)
+    with refused(contract, Refusal.MOVE_CGROUP_MAX):
+        move_from(source, to=destination)
+    assert [group.current for group in pair] == [1, 0]
+    assert pair[1].events_local == 1
+    assert count(source) == counted(2)
+    pair[1].set_max(1)
+    move_from(source, to=destination)
+    assert [group.current for group in pair] == [0, 1]
+    assert count(destination) == counted(3)
+
+
+# cgroups above and below each other
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cgroups with processes: ``top/left/old`` has the TD, ``top/right/new`` the destination."""
+
+    top: Cgroup
+    left: Cgroup
+    old: Cgroup
+    right: Cgroup
+    new: Cgroup
+
+    @property
+    def groups(self) -> tuple[Cgroup, ...]:
+        return self.top, self.left, self.old, self.right, self.new
+
+    @property
+    def current(self) -> list[int]:
+        return [group.current for group in self.groups]
+
+    @property
+    def peak(self) -> list[int]:
+        return [group.peak for group in self.groups]
+
+    @property
+    def events(self) -> list[tuple[int, int]]:
+        """``misc.events`` and ``misc.events.local`` of each."""
+        return [(group.events, group.events_local) for group in self.groups]
+
+
+@pytest.fixture
+def line(tdx_cgroup: Cgroup) -> Line:
+    left, right = tdx_cgroup.child("left"), tdx_cgroup.child("right")
+    return Line(tdx_cgroup, left, left.child("old"), right, right.child("new"))
+
+
+def test_charge_leaves_one_branch_and_comes_to_the_other(
+    line: Line, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    source, destination = moved_between((line.old, line.new), tdx_host, launch, tdx_cleanup)
+    for group in (line.top, line.right, line.new):
+        group.set_max(1)
+    assert line.current == [1, 1, 1, 0, 0]
+    move_from(source, to=destination)
+    assert line.current == [1, 0, 0, 1, 1]
+    assert line.peak == [1, 1, 1, 1, 1]
+    assert line.events == [(0, 0)] * 5
+    destination.close()
+    assert line.current == [0] * 5
+
+
+@pytest.mark.parametrize("full", ["right", "new"])
+def test_limit_that_refuses_a_move_counts_it_and_leaves_no_charge(
+    full: str, line: Line, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    source, destination = moved_between((line.old, line.new), tdx_host, launch, tdx_cleanup)
+    {"right": line.right, "new": line.new}[full].set_max(0)
+    with refused(contract, Refusal.MOVE_CGROUP_MAX):
+        move_from(source, to=destination)
+    assert line.current == [1, 1, 1, 0, 0]
+    wanted = {
+        "right": [(1, 0), (0, 0), (0, 0), (1, 1), (0, 0)],
+        "new": [(1, 0), (0, 0), (0, 0), (1, 0), (1, 1)],
+    }
+    assert line.events == wanted[full]
+    assert count(source) == counted(2)
+
+
+def test_move_within_a_cgroup_at_its_limit_changes_no_charge(
+    line: Line, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    for group in (line.top, line.left, line.old):
+        group.set_max(1)
+    source, destination = moved_between((line.old, line.old), tdx_host, launch, tdx_cleanup)
+    move_from(source, to=destination)
+    assert line.current == [1, 1, 1, 0, 0]
+    assert line.peak == [1, 1, 1, 0, 0]
+    assert count(destination) == counted(2)
+
+
+def dying(files: Files, group: Cgroup) -> int:
+    """Number of removed cgroups below a cgroup that something still refers to."""
+    text = files.read_text(f"{group.path}/cgroup.stat")
+    return int(dict(row.split() for row in text.splitlines())["nr_dying_descendants"])
+
+
+@pytest.mark.parametrize("refuse", [False, True], ids=["moved", "refused"])
+def test_nothing_refers_to_a_cgroup_that_the_td_has_left(
+    refuse: bool,
+    pair: tuple[Cgroup, Cgroup],
+    tdx_cgroup: Cgroup,
+    tdx_host: TdxHost,
+    launch: Launch,
+    tdx_cleanup: ExitStack,
+    contract: Contract,
+) -> None:
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    left, other = source, destination
+    if refuse:
+        pair[1].set_max(0)
+        with refused(contract, Refusal.MOVE_CGROUP_MAX):
+            move_from(source, to=destination)
+        left, other = destination, source
+    else:
+        move_from(source, to=destination)
+    left.close()
+    left.worker.kill()
+    left.worker.wait()
+    pair[int(refuse)].remove()
+    until(lambda: dying(tdx_host.agent.files, tdx_cgroup) == 0, "the removed cgroup to be freed")
+    assert count(other) == counted(2)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moves of TDs and links to their memory that are refused; both VMs go on as before.
+
+``tdx_check_move``, ``tdx_lock_two_vms`` in arch/x86/kvm/vmx/tdx.c and ``kvm_gmem_link`` in
+virt/kvm/guest_memfd.c of flavour ``proposed``.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+from e2e.moves import MOVES, count, counted, destination_of
+from e2e.wrong_moves import WRONG_MOVES
+from fixtures.agent.client import Worker
+from fixtures.contracts.answers import each_refused, refused
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests import output
+from fixtures.guests.launch import Launch
+from fixtures.guests.running import inside, once, spin
+from fixtures.kvm import build, commands
+from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.move import link_memory, move_from
+from fixtures.kvm.params import MemorySlot
+
+pytestmark = MOVES
+
+
+@pytest.mark.parametrize("wrong", WRONG_MOVES)
+def test_refused_moves_leave_both_as_they_were(
+    wrong: str, launch: Launch, kvm: Kvm, contract: Contract, tdx_cleanup: ExitStack
+) -> None:
+    refusal, attempt = WRONG_MOVES[wrong]
+    source = launch("count")
+    assert count(source) == counted(1)
+    with attempt(source, kvm) as (to, origin), refused(contract, refusal):
+        source.worker.call(commands.move_from(to, origin))
+    assert count(source) == counted(2)
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert count(destination) == counted(3)
+
+
+def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(
+    launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    source = launch("count")
+    output.numbers(source.vcpus[0], 2)
+    destination = destination_of(source, tdx_cleanup)
+    with refused(contract, Refusal.MOVE_BUSY):
+        move_from(source, to=destination)
+    source.vcpus[0].complete()
+    move_from(source, to=destination)
+    assert count(destination) == counted(2)
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+def test_vcpu_that_runs_is_in_the_way(
+    made: str, launch: Launch, owner: Worker, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """The destination is made before the source or after it: locks are taken in the order of addresses."""
+    early = tdx_cleanup.enter_context(build.created(owner))
+    source = launch("spin")
+    destination = early if made == "before" else tdx_cleanup.enter_context(build.created(owner))
+    destination.create_vcpus()
+    destination.vcpus[0].set_cpuid2()
+    link_memory(destination, *source.placed)
+    (running,) = spin(source)
+    # Nothing stays locked, so that the second is refused alike.
+    for _ in range(2):
+        with refused(contract, Refusal.MOVE_BUSY):
+            move_from(source, to=destination)
+    assert not running.done()
+    assert isinstance(running.stop(), InterruptedExit)
+    move_from(source, to=destination)
+    (vcpu,) = destination.vcpus
+    once(vcpu, inside, vcpu.start).stop()
+
+
+# links
+
+
+def test_linked_memory_is_the_sources_until_the_move(
+    launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """A destination that becomes a TD of its own cannot use the memory, and the source is unharmed."""
+    source = launch("count")
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    destination.td.init_vm()
+    destination.vcpus[0].init_vcpu()
+    region = destination.placed[0].region
+    with refused(contract, Refusal.REGION_LINKED):
+        destination.vcpus[0].init_mem_region(bytes(4096), region.gpa)
+    assert count(source) == counted(2)
+
+
+def test_links_are_refused(launch: Launch, kvm: Kvm, owner: Worker, contract: Contract) -> None:
+    source = launch("count")
+    memfd, null = source.memfds[0].fd, owner.open("/dev/null")
+    with (
+        build.created(owner) as other,
+        kvm.create_vm() as plain,
+        source.td.create_guest_memfd(PAGE_SIZE, flags=GUEST_MEMFD_FLAG_MMAP) as flagged,
+    ):
+        fd = other.td.fd
+        reserved = [tuple(int(index == field) for index in range(6)) for field in range(6)]
+        links = {
+            "flags": (Refusal.LINK_ARGUMENTS, commands.link_guest_memfd(fd, memfd, flags=1)),
+            **{
+                f"reserved {value}": (
+                    Refusal.LINK_ARGUMENTS,
+                    commands.link_guest_memfd(fd, memfd, reserved=value),
+                )
+                for value in reserved
+            },
+            "its own": (Refusal.LINK_OWN, commands.link_guest_memfd(source.td.fd, memfd)),
+            "a VM": (Refusal.LINK_NO_MEMFD, commands.link_guest_memfd(fd, source.td.fd)),
+            "a file": (Refusal.LINK_NO_MEMFD, commands.link_guest_memfd(fd, null)),
+            "memfd with flags": (Refusal.LINK_FLAGGED, commands.link_guest_memfd(fd, flagged.fd)),
+            "no fd": (Refusal.LINK_NO_FD, commands.link_guest_memfd(fd, (1 << 31) - 1)),
+            "fd of 64 bits": (Refusal.LINK_NO_FD, commands.link_guest_memfd(fd, 1 << 32 | memfd)),
+            "plain VM": (Refusal.LINK_PLAIN_VM, commands.link_guest_memfd(plain.fd, memfd)),
+        }
+        each_refused(
+            contract, {name: (wanted, partial(owner.call, link)) for name, (wanted, link) in links.items()}
+        )
+
+
+def test_memory_of_a_closed_file_is_nobodys(
+    launch: Launch, owner: Worker, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """A link of a link does not get it either, though its file may be where the closed one was."""
+    source = launch("count")
+    region = source.placed[0].region
+    between = tdx_cleanup.enter_context(build.created(owner))
+    linked = owner.call(commands.link_guest_memfd(between.td.fd, source.memfds[0].fd))
+    thief = tdx_cleanup.enter_context(build.initialized(owner)).add_vcpus()
+    source.close()
+    link = owner.call(commands.link_guest_memfd(thief.td.fd, linked))
+    memory = Memory.map(owner, region.size)
+    thief.td.set_slot(MemorySlot(0, region.gpa, region.size, memory.address, link, flags=KVM_MEM_GUEST_MEMFD))
+    thief.td.set_memory_attributes(region.gpa, region.size, private=True)
+    with refused(contract, Refusal.REGION_LINKED):
+        thief.vcpus[0].init_mem_region(bytes(PAGE_SIZE), region.gpa)

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What moves with a TD: nothing of what KVM knows of its vCPUs and its memory is lost or comes twice.
+
+``tdx_move_td``, ``tdx_move_vcpu`` in arch/x86/kvm/vmx/tdx.c and ``kvm_apic_move_timer`` in
+arch/x86/kvm/lapic.c of flavour ``proposed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from e2e.moves import MOVES, count, counted, destination_of
+from fixtures.agent import syscalls
+from fixtures.agent.client import Worker
+from fixtures.deadline import until
+from fixtures.guests import output, timer
+from fixtures.guests.execute import Executor, tdcall, vmcall
+from fixtures.guests.launch import Launch
+from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
+from fixtures.guests.running import halted, once
+from fixtures.guests.timer import Mode
+from fixtures.kvm import build
+from fixtures.kvm.abi import PAGE_SIZE, Cap
+from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.move import link_memory, move_from, prepare_destination
+from fixtures.softseam.truth import Truth
+
+pytestmark = MOVES
+
+FIRST, SECOND = 0x61, 0x92
+"""Vectors in different registers of the APIC."""
+MS = 1_000_000
+KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_HALTED = 1, 3
+HLT, KICK_CPU = 12, 5
+"""A leaf of the GHCI, and a hypercall of KVM: make a vCPU of an APIC id go on."""
+BLOCKED = 1
+"""R12 of HLT: the guest has its interrupts off."""
+TDG_MEM_PAGE_ACCEPT = 6
+
+
+@dataclass
+class Moved:
+    """A TD that executes what the test chooses, and changes its VM."""
+
+    built: Assembly
+    guest: Executor
+    cleanup: ExitStack
+
+    def destination(self) -> Assembly:
+        """A destination for it."""
+        khz = self.built.td.get_tsc_khz()
+        made = self.cleanup.enter_context(
+            prepare_destination(self.built, begin=lambda td: td.set_tsc_khz(khz))
+        )
+        self.guest.prepare(made)
+        return made
+
+    def move(self, to: Assembly | None = None) -> Assembly:
+        """Complete its last exit and move it."""
+        to = to or self.destination()
+        self.built.vcpus[0].complete()
+        self.built = move_from(self.built, to=to)
+        self.guest.moved(self.built)
+        return self.built
+
+
+@pytest.fixture
+def td(launch: Launch, tdx_cleanup: ExitStack) -> Moved:
+    built = launch("execute")
+    return Moved(built, Executor(built), tdx_cleanup)
+
+
+# the APIC's timer
+
+
+def in_modes(*modes: Mode) -> pytest.MarkDecorator:
+    """Run a test in these modes of the timer."""
+    return pytest.mark.parametrize("mode", modes, ids=lambda mode: mode.name.lower().replace("_", "-"))
+
+
+@in_modes(*Mode)
+def test_timer_that_runs_goes_on(mode: Mode, td: Moved) -> None:
+    destination = td.destination()
+    timer.arm(td.guest, mode, FIRST, ns=100 * MS, tsc_khz=td.built.td.get_tsc_khz())
+    td.move(destination)
+    assert timer.comes(td.guest, FIRST)
+    timer.aim(td.guest, mode, SECOND)
+    if mode is Mode.PERIODIC:
+        assert timer.comes(td.guest, SECOND)
+
+
+@in_modes(Mode.ONE_SHOT, Mode.DEADLINE)
+def test_timer_that_has_expired_does_not_expire_again(mode: Mode, td: Moved) -> None:
+    timer.arm(td.guest, mode, FIRST, ns=MS, tsc_khz=td.built.td.get_tsc_khz())
+    assert timer.comes(td.guest, FIRST)
+    timer.aim(td.guest, mode, SECOND)
+    td.move()
+    assert [timer.has_come(td.guest, SECOND) for _ in range(2)] == [False, False]
+
+
+@in_modes(*Mode)
+def test_timer_that_expires_before_the_move_is_seen_after_it(mode: Mode, td: Moved) -> None:
+    """KVM keeps it until the vCPU runs.  A periodic one would be late by a whole period otherwise."""
+    destination = td.destination()
+    expires_in = 400 * MS if mode is Mode.PERIODIC else MS
+    timer.arm(td.guest, mode, FIRST, ns=expires_in, tsc_khz=td.built.td.get_tsc_khz())
+    td.built.vcpus[0].complete()
+    worker = td.built.worker
+    expired = worker.call(syscalls.clock()) + expires_in
+    until(lambda: worker.call(syscalls.clock()) > expired, "the timer to expire")
+    td.move(destination)
+    assert timer.has_come(td.guest, FIRST)
+    if mode is not Mode.PERIODIC:
+        timer.aim(td.guest, mode, SECOND)
+        assert [timer.has_come(td.guest, SECOND) for _ in range(2)] == [False, False]
+
+
+def test_registers_of_the_apic_are_the_same(td: Moved) -> None:
+    """Those that KVM emulates: LVTs, the timer's count and divisor."""
+    kept = {
+        timer.X2APIC_SPIV: 0x1F3,
+        timer.X2APIC_LVTT: Mode.ONE_SHOT | FIRST,
+        0x833: 0x10041,
+        0x834: 0x10042,
+        0x835: 0x10043,
+        0x836: 0x10044,
+        0x837: 0x10045,
+        timer.X2APIC_TDCR: 0b0010,
+        timer.X2APIC_TMICT: 0xF0000000,
+    }
+    timer.write(td.guest, kept)
+    (before,) = timer.read(td.guest, timer.X2APIC_TMCCT)
+    td.move()
+    values = timer.read(td.guest, *kept)
+    assert dict(zip(kept, values, strict=True)) == kept
+    (after,) = timer.read(td.guest, timer.X2APIC_TMCCT)
+    # It counts down by one in 8 ns, and 10 s are enough for a move.
+    assert before - 10_000 * MS // 8 < after < before
+
+
+@pytest.mark.parametrize("how", ["made-before-init", "made-after-init", "moved"])
+def test_deadline_is_that_of_the_tds_own_tsc(
+    how: str, owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
+) -> None:
+    """The module rounds the rate of the TSC to 25 MHz, here by a fifth, and lets it begin with the TD."""
+    built = tdx_cleanup.enter_context(build.created(owner))
+    built.td.set_tsc_khz(124_900)
+    if how == "made-before-init":
+        built.create_vcpus().init().initialize_vcpus()
+    else:
+        built.init().add_vcpus()
+    built.populate(Region.firmware(payloads["execute"])).finalize()
+    td = Moved(built, Executor(built), tdx_cleanup)
+    if how == "moved":
+        td.move()
+    second = 100_000_000
+    timer.arm(td.guest, Mode.DEADLINE, FIRST, ns=1, tsc_khz=1)
+    assert timer.comes(td.guest, FIRST)
+    timer.aim(td.guest, Mode.DEADLINE, SECOND)
+    deadline = timer.tsc(td.guest) + second
+    expired, now = timer.deadline_and_look(td.guest, SECOND, deadline)
+    assert now < deadline, "the test was too slow"
+    assert not expired
+
+
+# interrupts
+
+
+def test_interrupt_by_logical_id_finds_the_vcpu(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    source = launch("interrupt")
+    assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
+    source.vcpus[0].complete()
+    built = move_from(source, to=destination_of(source, tdx_cleanup))
+    # The logical id of APIC 0 is bit 0 of cluster 0.
+    assert built.td.signal_msi(INTERRUPT_VECTOR, dest=1, logical=True) == 1
+    assert output.number_of(built.vcpus[0].run()) == 2
+
+
+@pytest.mark.parametrize("looked_at", [False, True], ids=["", "looked-at"])
+def test_nmi_that_the_guest_has_not_got_yet_is_taken_in_the_destination(
+    looked_at: bool, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    source = launch("nmi")
+    (vcpu,) = source.vcpus
+    assert output.numbers(vcpu, 1) == [0]
+    vcpu.complete()
+    vcpu.nmi()
+    if looked_at:
+        assert vcpu.pending_nmis() == 1
+    built = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert built.vcpus[0].pending_nmis() == 1
+    assert output.numbers(built.vcpus[0], 1) == [1 << 8 | 1]
+
+
+def test_vcpu_that_halts_sleeps_on(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    source = launch("interrupt")
+    (vcpu,) = source.vcpus
+    assert output.numbers(vcpu, 2) == [1, INTERRUPTS_READY]
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+    built = move_from(source, to=destination_of(source, tdx_cleanup))
+    (vcpu,) = built.vcpus
+    assert vcpu.mp_state() == KVM_MP_STATE_HALTED
+    running = once(vcpu, halted, vcpu.start)
+    assert built.td.signal_msi(INTERRUPT_VECTOR) == 1
+    assert output.number_of(running.result()) == 2
+
+
+def test_vcpu_that_halts_with_its_interrupts_off_is_not_woken_by_one(td: Moved) -> None:
+    timer.write(td.guest, {timer.X2APIC_SPIV: 0x1FF})
+    (vcpu,) = td.built.vcpus
+    td.guest.begin([vmcall(HLT, r12=BLOCKED)])
+    running = once(vcpu, halted, vcpu.start)
+    assert td.built.td.signal_msi(FIRST) == 1
+    assert isinstance(running.stop(), InterruptedExit)
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+    (vcpu,) = td.move().vcpus
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+def test_vcpu_that_was_kicked_does_not_fall_asleep(td: Moved) -> None:
+    """A kick is kept until the vCPU halts: Linux's spinlocks rely on it (KVM_FEATURE_PV_UNHALT)."""
+    td.guest.run([vmcall(0, number=KICK_CPU, r12=0)])
+    (vcpu,) = td.move().vcpus
+    td.guest.begin([vmcall(HLT, r12=BLOCKED)])
+    with vcpu.stats_fd() as stats:
+        running = vcpu.start()
+        until(lambda: running.done() or stats.read()["blocking"] == (1,), "the vCPU to halt or to go on")
+        assert running.done()
+
+
+# memory
+
+
+def accept(guest: Executor, gpa: int) -> int:
+    """Have the guest accept a page; returns the completion code."""
+    (found,) = guest.run([tdcall(TDG_MEM_PAGE_ACCEPT, rcx=gpa)])
+    return found["rax"]
+
+
+def test_memory_can_be_pre_faulted_in_the_destination(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    spare = Region(0x100000, 4 * PAGE_SIZE)
+    source = launch("count", regions=[spare])
+    count(source)
+    built = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert built.vcpus[0].pre_fault(spare.gpa, spare.size) == 0
+    assert count(built) == counted(2)
+
+
+def test_memory_is_the_sources_again_when_the_destination_is_closed(launch: Launch) -> None:
+    spare = Region(0x100000, 2 * PAGE_SIZE)
+    source = launch("execute", regions=[spare])
+    guest = Executor(source)
+    with prepare_destination(source):
+        assert accept(guest, spare.gpa) == 0
+    assert accept(guest, spare.gpa + PAGE_SIZE) == 0
+
+
+@pytest.mark.tdx_needs("ground-truth")
+@pytest.mark.parametrize("through", ["source", "destination"])
+def test_memory_can_be_taken_from_the_moved_td(
+    through: str, launch: Launch, tdx_cleanup: ExitStack, truth: Truth
+) -> None:
+    """A hole that is punched through either file takes the pages from the TD that has them."""
+    spare = Region(0x100000, 4 * PAGE_SIZE, data=bytes(4 * PAGE_SIZE))
+    source = launch("count", regions=[spare])
+    count(source)
+    built = move_from(source, to=destination_of(source, tdx_cleanup))
+    before = private_pages(truth)
+    {"source": source, "destination": built}[through].placed[-1].memfd.punch_hole()
+    assert private_pages(truth) == before - 4
+    assert count(built) == counted(2)
+
+
+def private_pages(truth: Truth) -> int:
+    """Number of private pages of all TDs, without those of page tables."""
+    return sum(page.count for page in truth.state().pages if page.type == "reg")
+
+
+# vCPUs
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_vcpus_are_those_of_the_same_id(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    """They were made in another order in the destination."""
+    source = launch("count", vcpus=2)
+    assert count(source) == counted(1, 2)
+    with build.created(source.worker) as built:
+        built.td.split_irqchip()
+        for ident in (1, 0):
+            built.vcpus.insert(0, built.td.create_vcpu(ident))
+            built.vcpus[0].set_cpuid2()
+        link_memory(built, *source.placed)
+        move_from(source, to=built)
+        assert count(built) == counted(2, 2)
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_vcpu_that_was_never_initialized_stays_so(
+    owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
+) -> None:
+    """It has no CPUID, and needs none in the destination."""
+    source = tdx_cleanup.enter_context(build.created(owner)).init().add_vcpus()
+    tdx_cleanup.enter_context(source.td.create_vcpu(1))
+    source.populate(Region.firmware(payloads["count"])).finalize()
+    assert count(source) == counted(1)
+    built = destination_of(source, tdx_cleanup)
+    second = tdx_cleanup.enter_context(built.td.create_vcpu(1))
+    move_from(source, to=built)
+    assert count(built) == counted(2)
+    assert second.mp_state() == KVM_MP_STATE_UNINITIALIZED
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_number_of_vcpus_is_that_of_the_td(
+    owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
+) -> None:
+    source = tdx_cleanup.enter_context(build.created(owner))
+    source.td.enable_cap(Cap.MAX_VCPUS, 1)
+    source.init().add_vcpus().populate(Region.firmware(payloads["count"])).finalize()
+    built = destination_of(source, tdx_cleanup)
+    assert built.td.check_extension(Cap.MAX_VCPUS) > 1
+    move_from(source, to=built)
+    assert built.td.check_extension(Cap.MAX_VCPUS) == 1
