@@ -9,14 +9,28 @@ from fixtures.guests.linux import LinuxFiles
 from fixtures.guests.linux_td import LinuxTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.hkids import Hkids
+from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.qemu.td_command import LinuxSpec
 
-pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
+
+LATER_KIB = 16 << 10
+"""Used beyond what is accepted already."""
+AT_A_TIME_KIB = 4 << 10
+"""What Linux accepts at a time, and counts as unaccepted though half of it is accepted already."""
 
 
-def unaccepted_pages(guest: LinuxTd) -> int:
-    """Return the number of pages that the guest's kernel has not accepted yet."""
-    return int(guest.run("sed -n 's/^nr_unaccepted //p' /proc/vmstat")[0])
+def memory_kib(guest: LinuxTd) -> dict[str, int]:
+    """Return what the guest's kernel reports of its memory: MemFree, Unaccepted…"""
+    lines = (line.split() for line in guest.run("cat /proc/meminfo"))
+    return {name.rstrip(":"): int(value) for name, value, *_ in lines}
+
+
+def mapped_kib(guest: LinuxTd) -> int:
+    """Return how much of the guest's memory KVM has mapped in small pages."""
+    (vm,) = guest.qemu.execute("query-stats", target="vm")
+    (found,) = (one["value"] for one in vm["stats"] if one["name"] == "pages_4k")
+    return int(found) * PAGE_SIZE >> 10
 
 
 @pytest.mark.parametrize(
@@ -48,5 +62,20 @@ def test_it_accepts_all_memory_if_the_command_line_asks_for_that(
         qemu_tds, linux, firmware=linux.small_firmware, memory_mib=161, append="accept_memory=eager"
     ) as guest:
         guest.await_user_space()
-        assert unaccepted_pages(guest) == 0
+        assert memory_kib(guest)["Unaccepted"] == 0
         assert not [line for line in guest.run("dmesg") if "efi: " in line]
+
+
+@pytest.mark.slow
+def test_it_leaves_memory_to_be_accepted_when_it_is_used(qemu_tds: QemuTds, linux: LinuxFiles) -> None:
+    """Linux accepts early what may be unmovable: nearly all, unless the command line limits that."""
+    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, append="kernelcore=64M") as guest:
+        guest.await_user_space()
+        before, mapped = memory_kib(guest), mapped_kib(guest)
+        assert before["Unaccepted"] > LATER_KIB
+        used = before["MemFree"] - before["Unaccepted"] + LATER_KIB
+        guest.run(f"head -c {used << 10} /dev/zero > /tmp/used", seconds=120)
+        accepted = before["Unaccepted"] - memory_kib(guest)["Unaccepted"]
+        assert accepted >= LATER_KIB
+        assert abs(mapped_kib(guest) - mapped - accepted) <= 2 * AT_A_TIME_KIB
+        assert guest.complaints() == []
