@@ -24,6 +24,8 @@ from images.errors import BuildError
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CCEL = "/sys/firmware/acpi/tables/data/CCEL"
+PROVIDER = "mkdir /sys/kernel/config/tsm/report/one && cat /sys/kernel/config/tsm/report/one/provider"
+"""What the guest's kernel calls the maker of its reports."""
 DATA = bytes(range(64))
 FILLER = b"\xf4" * 16
 WORD = "tdx_e2e=measured"
@@ -62,6 +64,7 @@ def test_mrtd_and_rtmrs_are_those_of_what_was_booted(
         guest.await_user_space()
         found, log = taken(guest), logged(guest)
         assert found.data == DATA
+        assert guest.run(PROVIDER) == ["tdx_guest"]
         assert found.mrtd == report.mrtd_of_firmware(tdx_host.agent.files.read(path))
         assert found.rtmrs == eventlog.rtmrs(log)
         assert {RTMR1, RTMR2} <= {event.register for event in log}
