@@ -8,6 +8,7 @@ where KVM logs that it is leaked.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -248,6 +249,22 @@ def test_init_vcpu_whose_fields_cannot_be_written_fails(
     assert_dead(td_initialized, contract)
 
 
+# GET_CPUID
+
+
+@INJECTED
+@pytest.mark.tdx_finding("F31", flavours=("upstream",))
+def test_get_cpuid_that_cannot_read_a_leaf_fails(tdx_host: TdxHost, td_with_vcpus: Assembly) -> None:
+    (vcpu,) = td_with_vcpus.vcpus
+    known = vcpu.get_cpuid()
+    # Leaf 0 takes two reads, so this is the first of leaf 1.
+    with fault(tdx_host, Injection("TDH.MNG.RD", 3, code=BUSY)):
+        found = errno_of(vcpu.get_cpuid)
+    with shows("F31"):
+        assert found == errno.EIO
+    assert vcpu.get_cpuid() == known
+
+
 # INIT_MEM_REGION
 
 
@@ -278,6 +295,19 @@ def test_init_mem_region_waits_for_a_busy_module(
     leaf: str, tdx_host: TdxHost, td_with_vcpus: Assembly
 ) -> None:
     with fault(tdx_host, Injection(leaf, 1, 5, BUSY)):
+        td_with_vcpus.populate(Region.firmware(HALT)).finalize()
+
+
+@INJECTED
+@pytest.mark.tdx_finding(
+    "F30",
+    flavours=("upstream",),
+    splat=r"WARNING: \S*virt/kvm/kvm_main\.c:\d+ at kvm_mmu_memory_cache_alloc\+",
+)
+def test_init_mem_region_waits_for_a_module_that_is_busy_for_long(
+    tdx_host: TdxHost, td_with_vcpus: Assembly
+) -> None:
+    with fault(tdx_host, Injection("TDH.MEM.SEPT.ADD", 1, 100, BUSY)):
         td_with_vcpus.populate(Region.firmware(HALT)).finalize()
 
 
