@@ -10,6 +10,8 @@ the end of each such test, and in some tests earlier; their other assertions hol
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import pytest
 
 from e2e.findings import F1
 from e2e.mistakes import INIT_VM
+from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.cgroup import UNLIMITED, Cgroup
 from fixtures.contracts.answers import refused
@@ -29,6 +32,8 @@ from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+WAKES_MS = 5000
 
 books_wrong = pytest.mark.tdx_finding("F1", **F1)
 
@@ -251,6 +256,24 @@ def test_refusal_is_an_event_of_the_limiting_cgroup_and_those_above_it(
     family[limited].set_max(0)
     with refused_td(family.in_child, contract):
         assert family.events == events
+
+
+@books_wrong
+def test_refusal_wakes_who_watches_the_events(family: Family, owner: Worker, contract: Contract) -> None:
+    """A file of events is polled for POLLPRI (section "Core Interface Files" of cgroup-v2.rst)."""
+    family.child.set_max(0)
+    watched = {}
+    for name in ("parent", "child", "sibling"):
+        watched[name] = owner.call(syscalls.open_(f"{family[name].path}/misc.events", os.O_RDONLY))
+        owner.call(syscalls.read(watched[name], 4096))
+        assert not owner.call(syscalls.poll(watched[name], select.POLLPRI, 0))
+    with refused_td(family.in_child, contract):
+        # The kernel may put a notification off for a moment; the sibling is looked at last.
+        woken = {
+            name: bool(owner.call(syscalls.poll(fd, select.POLLPRI, 0 if name == "sibling" else WAKES_MS)))
+            for name, fd in watched.items()
+        }
+    assert woken == {"parent": True, "child": True, "sibling": False}
 
 
 @books_wrong

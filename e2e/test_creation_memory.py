@@ -20,6 +20,7 @@ from fixtures.guests.running import interrupted
 from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import UNALTERED, InitVmParams, MemorySlot, Overrides
 from fixtures.kvm.vcpu import Vcpu
@@ -254,6 +255,29 @@ def test_memory_that_is_taken_away_is_removed_from_the_module(
     assert truth.state().pages_of(td.tdr)["reg"] == PAGES
     take_away(empty.built)
     assert "reg" not in truth.state().pages_of(td.tdr)
+
+
+@pytest.mark.tdx_needs("ground-truth")
+@pytest.mark.parametrize("first", [0, 1, PAGES - 1], ids="from-page-{}".format)
+def test_hole_takes_its_own_pages_where_the_slot_begins_inside_of_the_file(
+    first: int, td_with_vcpus: Assembly, owner: Worker, truth: Truth
+) -> None:
+    """What is left is that which the module refuses to add again."""
+    before = 3
+    td, vcpu = td_with_vcpus.td, td_with_vcpus.vcpus[0]
+    size = PAGES * PAGE_SIZE
+    with (
+        td.create_guest_memfd(size + before * PAGE_SIZE) as memfd,
+        Memory.map(owner, size) as shared,
+    ):
+        flags = abi.KVM_MEM_GUEST_MEMFD
+        td.set_slot(MemorySlot(9, BASE, size, shared.address, memfd.fd, before * PAGE_SIZE, flags))
+        td.set_memory_attributes(BASE, size, private=True)
+        vcpu.init_mem_region(shared.address, BASE, PAGES)
+        memfd.punch_hole((before + first) * PAGE_SIZE, PAGE_SIZE)
+        for page in range(PAGES):
+            added = partial(vcpu.init_mem_region, shared.address, BASE + page * PAGE_SIZE, 1)
+            assert (errno_of(added) == 0) == (page == first), page
 
 
 def test_page_that_was_taken_away_can_be_added_again(empty: EmptySlot) -> None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -19,11 +21,14 @@ from fixtures.kvm.abi import MpStateValue
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import default_params, supported_cpuid
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import Overrides
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
+OF_THE_HOST = 0
+"""The argument of KVM_SET_TSC_KHZ for the host's own rate, which needs no scaling."""
 X87_AND_SSE = 3
 FMA, AVX, F16C = 1 << 12, 1 << 28, 1 << 29
 AVX2, PKU = 1 << 5, 1 << 3
@@ -37,6 +42,20 @@ def vcpu(td_initialized: Assembly) -> Vcpu:
     made = td_initialized.td.create_vcpu()
     made.set_cpuid2()
     return made
+
+
+def test_rate_of_a_vcpus_tsc_cannot_be_set(vcpu: Vcpu) -> None:
+    """It is the TD's, and the module's to scale (``kvm_arch_vcpu_ioctl`` in x86.c)."""
+
+    def refusals() -> set[int]:
+        return {
+            errno_of(partial(vcpu.worker.call, commands.set_tsc_khz(vcpu.fd, khz)))
+            for khz in (OF_THE_HOST, 1_500_000)
+        }
+
+    assert refusals() == {errno.EINVAL}
+    vcpu.init_vcpu()
+    assert refusals() == {errno.EINVAL}
 
 
 # INIT_VCPU

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fixtures import cgroup
 from fixtures.agent.errors import RemoteOSError
 from fixtures.guests.qemu_td import complaints
 from fixtures.guests.qemu_tds import QemuTds
@@ -63,9 +64,12 @@ def test_refused_with_a_reason_and_nothing_held(wrong: WrongTd, hkids: Hkids, qe
 
 
 @pytest.mark.tdx_needs("snapshot")
-def test_host_whose_kvm_has_no_tdx_is_told_so(tdx_host: TdxHost, qemu_tds: QemuTds) -> None:
+def test_host_whose_kvm_has_no_tdx_is_told_so_and_offers_no_hkid(
+    tdx_host: TdxHost, qemu_tds: QemuTds
+) -> None:
     tdx_host.poison("KVM was loaded without TDX")
     kvm_modules.reload(tdx_host.agent, parameters="tdx=0 nested=0")
+    assert cgroup.RESOURCE not in tdx_host.agent.files.read_text(f"{cgroup.ROOT}/misc.capacity")
     with pytest.raises(QemuLaunchFailed) as caught:
         qemu_tds.start()
     said = "\n".join(complaints(caught.value.output))

@@ -3,22 +3,33 @@
 
 from __future__ import annotations
 
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 
+from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import answers, refused
 from fixtures.contracts.promises import Contract, Promise, Refusal, Sizes
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import Cap
+from fixtures.kvm.abi import PAGE_SIZE, Cap
 from fixtures.kvm.build import Assembly, Stage
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.td import Td
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.kvm.vm import Vm
 from fixtures.softseam.truth import Truth
+
+GETRLIMIT, SETRLIMIT = 97, 160
+"""Numbers of system calls of x86-64."""
 
 STAGES = [stage for stage in Stage if stage != Stage.NOTHING]
 one_and_two_packages = pytest.mark.parametrize(
@@ -54,6 +65,21 @@ def create(vm: Vm, count: int) -> list[Vcpu]:
     """Create vCPUs with ids from 0 in one round trip; the process' end closes them."""
     done = vm.worker.batch([commands.create_vcpu(vm.fd, ident) for ident in range(count)])
     return [Vcpu(vm.worker, done[ident], ident) for ident in range(count)]
+
+
+@contextmanager
+def no_more_fds(worker: Worker) -> Iterator[None]:
+    """Let the process open no further file inside of the block (RLIMIT_NOFILE)."""
+    with Memory.map(worker, PAGE_SIZE) as limits:
+        worker.call(syscalls.syscall(GETRLIMIT, resource.RLIMIT_NOFILE, limits.address))
+        before = limits.read(0, 16)
+        limits.write(0, bytes(8) + before[8:])
+        worker.call(syscalls.syscall(SETRLIMIT, resource.RLIMIT_NOFILE, limits.address))
+        try:
+            yield
+        finally:
+            limits.write(0, before)
+            worker.call(syscalls.syscall(SETRLIMIT, resource.RLIMIT_NOFILE, limits.address))
 
 
 # the limit, and where it is reported
@@ -99,7 +125,9 @@ def test_limit_counts_cpus_that_are_present_but_not_online(
 ) -> None:
     assert kvm.check_extension(Cap.NR_VCPUS) == tdx_host.facts.online_cpus - 1
     assert td.check_extension(Cap.MAX_VCPUS) == limit
-    create(td, limit)
+    for vcpu in create(td, limit):
+        vcpu.set_cpuid2()
+        vcpu.init_vcpu()
 
 
 # reaching it
@@ -133,6 +161,18 @@ def test_refused_vcpu_takes_no_place(td: Td, limit: int, contract: Contract) -> 
         with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
             td.create_vcpu(td.check_extension(Cap.MAX_VCPU_ID))
     create(td, limit)
+
+
+def test_vcpu_that_gets_no_file_descriptor_leaves_its_place_and_its_cpu(
+    td: Td, limit: int, owner: Worker
+) -> None:
+    """It fails at its end, when KVM has loaded it on a CPU: what it left there would meet the next one."""
+    with no_more_fds(owner):
+        for ident in range(limit):
+            assert errno_of(partial(td.create_vcpu, ident)) == errno.EMFILE
+    for vcpu in create(td, limit):
+        vcpu.set_cpuid2()
+        vcpu.init_vcpu()
 
 
 def test_two_at_once_do_not_both_get_the_last_place(
