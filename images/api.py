@@ -126,6 +126,23 @@ def forget_kernel(kernel: KernelImage, *, cache: Cache | None = None) -> None:
             store.discard(made)
 
 
+def kernel_headers(
+    flavour: str = "upstream",
+    kernel_tree: Path | None = None,
+    *,
+    version: str | None = None,
+    cache: Cache | None = None,
+    report: Reporter | None = None,
+) -> dict[str, str]:
+    """Returns path → text of KVM's uAPI headers, as a kernel that was built has them; empty without source.
+
+    :raises BuildError: see the module.  The parameters are those of :func:`ensure_kernel`.
+    """
+    from images.kernel import build, uapi
+
+    return uapi.headers(cache or Cache(), build.Request(flavour, kernel_tree, version), report or reporter())
+
+
 def ensure_rootfs(
     *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
 ) -> Path:
