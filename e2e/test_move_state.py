@@ -107,7 +107,7 @@ def test_timer_that_has_expired_does_not_expire_again(mode: Mode, td: Moved) -> 
 def test_timer_that_expires_before_the_move_is_seen_after_it(mode: Mode, td: Moved) -> None:
     """KVM keeps it until the vCPU runs.  A periodic one would be late by a whole period otherwise."""
     destination = td.destination()
-    expires_in = 400 * MS if mode is Mode.PERIODIC else MS
+    expires_in = 800 * MS if mode is Mode.PERIODIC else MS
     timer.arm(td.guest, mode, FIRST, ns=expires_in, tsc_khz=td.built.td.get_tsc_khz())
     td.built.vcpus[0].complete()
     worker = td.built.worker

@@ -175,7 +175,6 @@ def _no_td_but_like_one(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
     """A plain VM with the number of RUNNABLE where KVM has a TD's state: in the identity map's address."""
     with kvm.create_vm() as vm, build.created(source.worker) as other:
         vm.set_identity_map_addr(2 << 32 | 0x1000)
-        vm.split_irqchip()
         other.create_vcpus(1)
         other.vcpus[0].set_cpuid2()
         with vm.create_vcpu(0) as vcpu:
@@ -191,10 +190,9 @@ def _to_no_td(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
 
 @contextmanager
 def _to_no_td_but_alike(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
-    """A plain VM with the vCPUs of a TD that has no memory."""
+    """A plain VM with the vCPUs of a TD that has no memory; with local APICs in KVM it would have a slot."""
     with build.with_vcpus(source.worker) as bare, kvm.create_vm() as vm:
         bare.finalize()
-        vm.split_irqchip()
         with vm.create_vcpu(0) as vcpu:
             vcpu.set_cpuid2()
             yield vm.fd, bare.td.fd
