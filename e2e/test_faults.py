@@ -20,7 +20,7 @@ from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
-from fixtures.errors import HarnessError
+from fixtures.errors import KernelUnderTestError
 from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.host.base import TdxHost
@@ -54,13 +54,13 @@ warns = pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+
 def fault(host: TdxHost, *injections: Injection) -> Iterator[None]:
     """Arm faults for the block, in which the kernel has to run into all of them.
 
-    :raises HarnessError: the kernel did not make the calls, so the test shows nothing.
+    :raises KernelUnderTestError: the kernel did not make the calls.
     """
     with inject.armed(host.agent.files, *injections):
         yield
         left = inject.still_armed(host.agent.files)
     if left:
-        raise HarnessError(f"the kernel never came to {left}")
+        raise KernelUnderTestError(f"the kernel never came to {left}")
 
 
 @pytest.fixture(autouse=True)
