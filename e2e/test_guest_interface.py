@@ -43,6 +43,7 @@ from fixtures.guests.interface import (
 )
 from fixtures.guests.launch import Launch
 from fixtures.kvm import build
+from fixtures.kvm.abi import KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 from fixtures.kvm.build import Region, Stage
 from fixtures.kvm.cpuid import ADDRESS_WIDTHS, CpuidEntry
 from fixtures.kvm.device import Kvm
@@ -272,6 +273,19 @@ def test_cpuid_that_get_cpuid_does_not_report_is_zero_or_the_hosts_to_answer(
     answered = [cpuid_of(key, outcome) for key, outcome in outcomes.items() if end_of(outcome) == End.DONE]
     assert [entry for entry in answered if entry != CpuidEntry(*entry.key)] == []
     assert {end_of(outcome) for outcome in outcomes.values()} <= {End.DONE, End.VE}
+
+
+def test_cache_and_cores_of_a_package_are_the_hosts_to_configure(launch: Launch, kvm: Kvm) -> None:
+    with kvm.create_td() as td:
+        params = td.default_params()
+    leaf = CpuidEntry(
+        4, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, eax=5 << 26 | 3 << 14 | 1 << 5 | 1, ebx=7 << 22, ecx=63
+    )
+    others = tuple(entry for entry in params.cpuid if entry.key != leaf.key)
+    guest = Executor(launch("execute", params=params.replace(cpuid=(*others, leaf))))
+    found = cpuid_of(leaf.key, guest.run([cpuid(4)])[0])
+    # EBX[11:0] is the size of a line, which is the CPU's.
+    assert replace(found, ebx=found.ebx & ~0xFFF) == replace(leaf, flags=0)
 
 
 def test_cpuid_has_osxsave_as_cr4_has_it(guest: Executor) -> None:

@@ -104,14 +104,19 @@ def test_cpu_is_alone_in_its_package(
 
 @pytest.mark.slow
 @pytest.mark.tdx_host(cpus=4)
+@pytest.mark.parametrize("sockets", [1, 2])
 def test_as_many_cpus_as_a_td_can_have_come_up(
-    kvm: Kvm, hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
+    sockets: int, kvm: Kvm, hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles
 ) -> None:
     with kvm.create_td() as td:
-        limit = td.check_extension(Cap.MAX_VCPUS)
-    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, smp=str(limit)) as guest:
+        cores = td.check_extension(Cap.MAX_VCPUS) // sockets
+    smp = f"{sockets * cores},sockets={sockets},cores={cores}"
+    packages = [list(range(first, first + cores)) for first in range(0, sockets * cores, cores)]
+    with LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, smp=smp) as guest:
         guest.await_user_space()
-        assert topology(guest) == [(0, core, [*range(limit)]) for core in range(limit)]
+        assert topology(guest) == [
+            (package, core, cpus) for package, cpus in enumerate(packages) for core in range(cores)
+        ]
         assert guest.complaints() == []
         assert guest.power_off() == 0
     assert hkids.taken == 0

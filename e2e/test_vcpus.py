@@ -319,6 +319,7 @@ def test_td_has_no_irqchip_in_the_kernel(kvm: Kvm, contract: Contract) -> None:
         td.worker.call(commands.create_irqchip(td.fd))
 
 
+@pytest.mark.tdx_offers("cap-lower")
 @pytest.mark.parametrize("place", [1, 2, 3])
 def test_maximum_takes_no_second_argument(place: int, td_created: Assembly, contract: Contract) -> None:
     arguments = [1, *(int(index == place) for index in (1, 2, 3))]

@@ -47,6 +47,13 @@
 
 #define EBX1_INITIAL_APIC_ID(n)	((u32)(n) << 24)
 
+/* All but reserved bits and the size of a cache's line */
+#define EAX4_CONFIG	(~GENMASK_U32(13, 10))
+#define EBX4_CONFIG	GENMASK_U32(31, 12)
+#define EBX4_LINE	GENMASK_U32(11, 0)
+#define EDX4_CONFIG	(~BIT_U32(2))
+#define EDX4_3_CONFIG	GENMASK_U32(2, 0)
+
 #define EBX7_SGX	BIT_U32(2)
 #define EBX7_HLE	BIT_U32(4)
 #define EBX7_AVX2	BIT_U32(5)
@@ -116,6 +123,8 @@ struct virtual_leaf {
 
 #define V(a, b, c, d)	{ .val = { a, b, c, d } }
 #define ZERO(leaf)	{ leaf, NO_SUBLEAF }
+#define CACHE(n, edx)	{ 4, n, .config = V(EAX4_CONFIG, EBX4_CONFIG, ALL, edx), \
+			  .native = V(0, EBX4_LINE, 0, 0) }
 #define XSTATE(n, bit)	{ 0xd, n, .native = V(ALL, ALL, ALL, 0), .xfam = bit }
 
 /* Leaves and sub-leaves that are not here are #VE. */
@@ -126,10 +135,10 @@ static const struct virtual_leaf leaves[] = {
 	  .native = V(0, 0x0000ff00, ~(ECX1_CONFIG | ECX1_NEVER), ~EDX1_ACPI),
 	  .fixed1 = V(0, 0, ECX1_ALWAYS, 0) },
 	ZERO(3),
-	{ 4, 0, .native = V(ALL, ALL, ALL, ALL) },
-	{ 4, 1, .native = V(ALL, ALL, ALL, ALL) },
-	{ 4, 2, .native = V(ALL, ALL, ALL, ALL) },
-	{ 4, 3, .native = V(ALL, ALL, ALL, ALL) },
+	CACHE(0, EDX4_CONFIG),
+	CACHE(1, EDX4_CONFIG),
+	CACHE(2, EDX4_CONFIG),
+	CACHE(3, EDX4_3_CONFIG),
 	{ 4, 4 },
 	{ 7, 0,
 	  .config = V(0, EBX7_CONFIG, ECX7_CONFIG, 0),
