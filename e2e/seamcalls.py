@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from e2e.lives import Outcome
-from fixtures.softseam.codes import CODES, LEAVES
+from fixtures.softseam.codes import LEAVES, Code
 
 _CREATED = ("create", "init_vm")
 _VCPUS = ("create_vcpu", "init_vcpu", "create_vcpu", "init_vcpu")
@@ -487,10 +487,10 @@ def cells(scenario: str, calls: Mapping[str, int]) -> Iterator[Cell]:
             for code in LEAVES[leaf]:
                 if code not in NOTHING_TO_DO:
                     for ever in (False, True):
-                        yield Cell(scenario, leaf, nth, code, CODES[code], ever)
+                        yield Cell(scenario, leaf, nth, code, Code[code], ever)
 
 
 def telling_cells(scenario: str, calls: Mapping[str, int]) -> Iterator[Cell]:
     """One fault for the first call of each leaf, with a code that is no reason to try again."""
     for leaf in calls:
-        yield Cell(scenario, leaf, 1, "SYS_NOT_READY", CODES["SYS_NOT_READY"], False)
+        yield Cell(scenario, leaf, 1, "SYS_NOT_READY", Code["SYS_NOT_READY"], False)

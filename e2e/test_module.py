@@ -13,6 +13,7 @@ import pytest
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.softseam import host_rules, seamcall
+from fixtures.softseam.codes import Code
 from fixtures.softseam.host_rules import RCX, Stage, life
 from fixtures.softseam.records import KeyState
 from fixtures.softseam.seamcall import Seamcall
@@ -72,18 +73,18 @@ def test_key_is_configured_and_written_back_on_each_package(tdx_host: TdxHost, h
     wanted = [
         (Seamcall("TDH.MNG.CREATE", tdr, hkid), 0),
         (config[0], 0),
-        (config[0], host_rules.KEY_CONFIGURED),
-        (add, host_rules.TD_KEYS_NOT_CONFIGURED),
+        (config[0], Code.KEY_CONFIGURED),
+        (add, Code.TD_KEYS_NOT_CONFIGURED),
         (config[1], 0),
         (add, 0),
         (Seamcall("TDH.MNG.VPFLUSHDONE", tdr), 0),
         (write_back[0], 0),
-        (free, host_rules.WBCACHE_NOT_COMPLETE),
+        (free, Code.WBCACHE_NOT_COMPLETE),
         (write_back[1], 0),
         (free, 0),
-        (reclaim[1], host_rules.TD_ASSOCIATED_PAGES_EXIST),
+        (reclaim[1], Code.TD_ASSOCIATED_PAGES_EXIST),
         (reclaim[0], 0),
         (reclaim[1], 0),
-        (reclaim[1], host_rules.PAGE_METADATA_INCORRECT | RCX),
+        (reclaim[1], Code.PAGE_METADATA_INCORRECT | RCX),
     ]
     assert codes(tdx_host, (call for call, _ in wanted)) == [f"{code:#x}" for _, code in wanted]
