@@ -89,7 +89,8 @@ class Crew:
         self._dismissed = False
         self._turn = threading.Event()
         self.behind = behind
-        self._waiting = 0
+        self.hurried = False
+        """True while somebody waits: nobody works behind others then."""
         if not behind:
             self._turn.set()
 
@@ -97,11 +98,6 @@ class Crew:
     def idle(self) -> bool:
         """True if a tool that is started now has to work behind others."""
         return self.behind and not self.hurried and (_COMPILING.get() or not self._turn.is_set())
-
-    @property
-    def hurried(self) -> bool:
-        """True while somebody waits: nobody works behind others then."""
-        return self._waiting > 0
 
     def take_turn(self) -> None:
         """Let it work, what it compiles still behind others; its tools step forward as in :meth:`hurry`."""
@@ -129,13 +125,12 @@ class Crew:
         """
         self._turn.set()
         with self._lock:
-            self._waiting += 1
+            self.hurried = True
             self._step_forward()
         try:
             yield
         finally:
-            with self._lock:
-                self._waiting -= 1
+            self.hurried = False
 
     def _step_forward(self) -> None:
         for process in self._working:
