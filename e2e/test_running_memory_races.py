@@ -223,7 +223,11 @@ def hole(memfd: int, offset: int) -> Call[Any]:
 
 @pytest.mark.tdx_host(cpus=8)
 @pytest.mark.parametrize(
-    "rounds", [pytest.param(5, id="5-times"), pytest.param(100, id="100-times", marks=LONG)]
+    "rounds",
+    [
+        pytest.param(5, id="5-times", marks=pytest.mark.timeout(400)),
+        pytest.param(100, id="100-times", marks=LONG),
+    ],
 )
 def test_neighbours_of_memory_that_eight_vcpus_convert_keep_their_bytes(
     rounds: int, launch: Launch, tdx_cleanup: ExitStack

@@ -7,7 +7,6 @@ Importing is cheap and has no side effects.  Builds report their progress on sta
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,19 +102,26 @@ def kernel_versions(
 def kernel_misfits(
     version: str | None = None,
     *,
-    flavours: Collection[str] | None = None,
     cache: Cache | None = None,
     report: Reporter | None = None,
 ) -> dict[str, str]:
     """Returns flavour → why its patches do not apply to a version that was built, empty where they do.
 
     :param version: None for the usual one.
-    :param flavours: all without a mutant by default.
-    :raises BuildError: a flavour does not exist.
     """
     from images.kernel import fit
 
-    return fit.misfits_of_kept(cache or Cache(), version, report or reporter(), flavours)
+    return fit.misfits_of_kept(cache or Cache(), version, report or reporter())
+
+
+def kernel_key(flavour: str, *, cache: Cache | None = None) -> str:
+    """Returns the content hash of a kernel from Debian's source, built or not; empty before its first build.
+
+    :raises BuildError: the flavour does not exist.
+    """
+    from images.kernel import build
+
+    return build.key(cache or Cache(), build.Request(flavour))
 
 
 def forget_kernel(kernel: KernelImage, *, cache: Cache | None = None) -> None:

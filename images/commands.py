@@ -89,8 +89,7 @@ class Crew:
         self._dismissed = False
         self._turn = threading.Event()
         self.behind = behind
-        self.hurried = False
-        """True while somebody waits: nobody works behind others then."""
+        self._waiting = 0
         if not behind:
             self._turn.set()
 
@@ -98,6 +97,11 @@ class Crew:
     def idle(self) -> bool:
         """True if a tool that is started now has to work behind others."""
         return self.behind and not self.hurried and (_COMPILING.get() or not self._turn.is_set())
+
+    @property
+    def hurried(self) -> bool:
+        """True while somebody waits: nobody works behind others then."""
+        return self._waiting > 0
 
     def take_turn(self) -> None:
         """Let it work, what it compiles still behind others; its tools step forward as in :meth:`hurry`."""
@@ -125,12 +129,13 @@ class Crew:
         """
         self._turn.set()
         with self._lock:
-            self.hurried = True
+            self._waiting += 1
             self._step_forward()
         try:
             yield
         finally:
-            self.hurried = False
+            with self._lock:
+                self._waiting -= 1
 
     def _step_forward(self) -> None:
         for process in self._working:

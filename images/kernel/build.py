@@ -15,6 +15,7 @@ from images.cache import Artefact, Cache, digest_files, digest_inputs, file_sha2
 from images.commands import compiling, require_tools, run
 from images.errors import BuildError
 from images.kernel import configure, flavours, patched, source, unchanged
+from images.kernel.compiled import ALL, Compiled, is_of_a_module
 from images.kernel.flavours import Flavour
 from images.kernel.make import run_make
 from images.kernel.tree import OUT_BYTES, Base, KeptTree, Origin, Package, UserTree
@@ -28,7 +29,7 @@ KEPT_OF_A_TREE = 4
 
 _HERE = Path(__file__).parent
 _RECIPE = (
-    *("build.py", "config.py", "configure.py", "make.py", "needed.py", "patched.py"),
+    *("build.py", "compiled.py", "config.py", "configure.py", "make.py", "needed.py", "patched.py"),
     *("tree.py", "unchanged.py"),
 )
 _SHARED_RECIPE = ("ext4.py", "patching.py", "trees.py")
@@ -109,7 +110,7 @@ class Kernel(Recipe):
         compared = self._prepare(tree, base, work)
         configure.configure(tree, self.flavour.fragments, work)
         try:
-            self._compile(tree, work)
+            modules = self._compile(tree, work)
         finally:
             configure.record(tree, self.flavour.fragments)
         facts: dict[str, object] = {
@@ -118,7 +119,7 @@ class Kernel(Recipe):
             "release": (tree.out / "include/config/kernel.release").read_text().strip(),
             "patch_hash": patch_hash(self.flavour),
         }
-        self._collect(tree, facts, work)
+        self._collect(tree, modules, facts, work)
         return {
             **facts,
             "kvm_files_compared": compared.compared,
@@ -153,15 +154,25 @@ class Kernel(Recipe):
             work.reporter.note(f"kernel: {compared.compared} files of KVM are the base's, unchanged")
         return compared
 
-    def _compile(self, tree: KeptTree, work: Work) -> None:
+    def _compile(self, tree: KeptTree, work: Work) -> list[str]:
+        """Bring the build folder up to date; returns the paths of its modules."""
+        compiled = Compiled(tree, self.origin.identity_without(is_of_a_module))
+        targets = compiled.targets()
+        if targets != ALL:
+            with compiling(), work.reporter.step("kernel: compiling KVM"):
+                run_make(tree, targets, "KVM does not build", work)
+            return targets
+        compiled.begin()
         record = tree.folder / "objects"
         usual = int(record.read_text()) if record.is_file() else _USUAL_OBJECTS
         with compiling(), work.reporter.step("kernel: compiling", total=usual) as step:
-            made = run_make(tree, ["bzImage", "modules"], "the kernel does not build", work, step=step)
+            made = run_make(tree, targets, "the kernel does not build", work, step=step)
+        compiled.done()
         if not record.is_file():
             record.write_text(f"{made}\n")
+        return compiled.modules()
 
-    def _collect(self, tree: KeptTree, facts: dict[str, object], work: Work) -> None:
+    def _collect(self, tree: KeptTree, modules: list[str], facts: dict[str, object], work: Work) -> None:
         out = work.out
         with work.reporter.step("kernel: writing the modules disk"):
             folder = out / MODULES
@@ -170,8 +181,7 @@ class Kernel(Recipe):
             for name in ("System.map", "vmlinux"):
                 shutil.copyfile(tree.out / name, out / name)
             shutil.copyfile(tree.out / ".config", out / "config")
-            for line in (tree.out / "modules.order").read_text().split():
-                module = (tree.out / line).with_suffix(".ko")
+            for module in map(tree.out.joinpath, modules):
                 run(
                     ["strip", "--strip-debug", "-o", folder / module.name, module],
                     log=work.log,
@@ -190,11 +200,22 @@ def autoload(is_there: Callable[[str], bool]) -> str:
 
 def find(cache: Cache, request: Request) -> Artefact | None:
     """The finished kernel for the present inputs, or None; of Debian's sources, from the last one used."""
+    kernel = _known(cache, request)
+    return kernel.find(cache) if kernel else None
+
+
+def key(cache: Cache, request: Request) -> str:
+    """The content hash of the kernel for the present inputs, empty where :func:`find` has no source."""
+    kernel = _known(cache, request)
+    return kernel.key() if kernel else ""
+
+
+def _known(cache: Cache, request: Request) -> Kernel | None:
     flavour = flavours.get(request.flavour)
     if request.kernel_tree is not None:
-        return Kernel(flavour, UserTree(request.kernel_tree), cache).find(cache)
+        return Kernel(flavour, UserTree(request.kernel_tree), cache)
     used = source.last_used(cache).recall(request.version)
-    return Kernel(flavour, Package(used), cache).find(cache) if used else None
+    return Kernel(flavour, Package(used), cache) if used else None
 
 
 def ensure(

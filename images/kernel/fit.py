@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from images.cache import Cache
@@ -18,7 +18,6 @@ def misfits(
     original: Callable[[str], bytes | None],
     scratch: Path,
     log: Log,
-    names: Collection[str] | None = None,
 ) -> dict[str, str]:
     """Return flavour → the patch, file and hunk that do not fit, empty where all of them apply.
 
@@ -26,11 +25,9 @@ def misfits(
 
     :param original: path → the source's content, None where it has no such file.
     :param scratch: an empty folder.
-    :param names: of flavours; all without a mutant by default.
     """
     found = {}
-    for name in flavours.load() if names is None else names:
-        flavour = flavours.get(name)
+    for name, flavour in flavours.load().items():
         folder = scratch / name
         folder.mkdir()
         try:
@@ -42,9 +39,7 @@ def misfits(
     return found
 
 
-def misfits_of_kept(
-    cache: Cache, version: str | None, reporter: Reporter, names: Collection[str] | None = None
-) -> dict[str, str]:
+def misfits_of_kept(cache: Cache, version: str | None, reporter: Reporter) -> dict[str, str]:
     """Return the same for a version that was built from Debian's source; empty without its tree."""
     used = source.last_used(cache).recall(version)
     if used is None:
@@ -55,4 +50,4 @@ def misfits_of_kept(
         cache.new_log("patches") as log,
         cache.scratch("patches") as scratch,
     ):
-        return misfits(tree.original, scratch, log, names) if tree.src.is_dir() else {}
+        return misfits(tree.original, scratch, log) if tree.src.is_dir() else {}

@@ -18,6 +18,7 @@ import hashlib
 import json
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +53,9 @@ class Origin(Protocol):
 
     def identity(self) -> dict[str, object]:
         """Its part of a kernel's inputs."""
+
+    def identity_without(self, left_out: Callable[[str], bool]) -> dict[str, object]:
+        """The same without some of a tree's paths."""
 
     def otherwise(self) -> str:
         """An alternative to adapting a patch to it, for a hint."""
@@ -151,6 +155,10 @@ class Package:
     def identity(self) -> dict[str, object]:
         return {key: getattr(self.source, key) for key in ("package", "version", "sha256")}
 
+    def identity_without(self, left_out: Callable[[str], bool]) -> dict[str, object]:
+        # A package does not change.
+        return self.identity()
+
     def otherwise(self) -> str:
         return "take another version with --kernel-version"
 
@@ -222,6 +230,10 @@ class UserTree:
     def identity(self) -> dict[str, object]:
         self._seen = self.files()
         return trees.identity(self.folder, self._seen)
+
+    def identity_without(self, left_out: Callable[[str], bool]) -> dict[str, object]:
+        seen = self._seen or self.files()
+        return trees.identity(self.folder, {path: mark for path, mark in seen.items() if not left_out(path)})
 
     def otherwise(self) -> str:
         return "merge its series into your tree with `git am -3`: a tree that has the hooks keeps its own"

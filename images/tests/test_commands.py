@@ -151,6 +151,15 @@ def test_crew_behind_others_gets_idle_time_only_until_its_turn_and_to_compile(lo
         assert _policy(log) == "SCHED_OTHER"
 
 
+def test_crew_is_hurried_until_the_last_who_waits_has_left() -> None:
+    crew = Crew(behind=True)
+    with crew.hurry():
+        with crew.hurry():
+            pass
+        assert crew.hurried
+    assert not crew.hurried
+
+
 @pytest.mark.parametrize("how", ["take_turn", "hurry", "dismiss"])
 def test_crew_behind_others_waits_for_its_turn(how: str) -> None:
     crew = Crew(behind=True)

@@ -261,6 +261,10 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 	case SVM_EXIT_EXC(X86_TRAP_UD):
 		return handle_ud(vp, exit);
 	case SVM_EXIT_SHUTDOWN_EVT:
+		/* Its host learns no more than that, and nothing is left of the guest to look at. */
+		pr_info_ratelimited("triple fault at rip 0x%llx, rsp 0x%llx, cr2 0x%llx, cr3 0x%llx, of event 0x%llx\n",
+				    vmcb->rip, vmcb->rsp, vmcb->cr2, vmcb->cr3,
+				    vmcb->exit_int_info);
 		return disable_vcpu(vp, exit);
 	case SVM_EXIT_VIRT_INTR:
 		break;

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The module as a whole: SYS leaves and the fields that SYS.RD returns. */
 #include <linux/bitops.h>
+#include <linux/init.h>
+#include <linux/kernel.h>
 #include <linux/percpu.h>
 #include <linux/sizes.h>
+#include <linux/string.h>
 #include <asm/page.h>
 #include <asm/processor.h>
 
@@ -86,6 +89,39 @@ u64 leaf_sys_lp_init(struct pt_regs *regs)
 	}
 	seam_unlock_shared(&sys_lock);
 	return err;
+}
+
+/* Fields that TDH.SYS.RD reports as a module with other limits would */
+static struct { u64 field, val; } reported[8];
+static unsigned int nr_reported;
+
+static int __init parse_report(char *arg)
+{
+	char *item, *val;
+
+	while ((item = strsep(&arg, ","))) {
+		val = item;
+		strsep(&val, ":");
+		if (nr_reported == ARRAY_SIZE(reported) || !val ||
+		    kstrtou64(item, 0, &reported[nr_reported].field) ||
+		    kstrtou64(val, 0, &reported[nr_reported].val)) {
+			pr_err("softseam.report: '%s' is no FIELD:VALUE, or too many\n", item);
+			return -EINVAL;
+		}
+		nr_reported++;
+	}
+	return 0;
+}
+early_param("softseam.report", parse_report);
+
+static u64 reported_value(u64 field, u64 val)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_reported; i++)
+		if (reported[i].field == field)
+			return reported[i].val;
+	return val;
 }
 
 /* A field of the module's, for its host and for guests; false without one of that id */
@@ -187,7 +223,7 @@ u64 leaf_sys_rd(struct pt_regs *regs)
 		return SEAM_SYS_LP_INIT_NOT_DONE;
 	if (!sys_field(field, &val))
 		return SEAM_METADATA_FIELD_ID_INCORRECT;
-	regs->r8 = val;
+	regs->r8 = reported_value(field, val);
 	return SEAM_SUCCESS;
 }
 
