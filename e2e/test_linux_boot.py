@@ -25,6 +25,7 @@ from fixtures.host.hkids import Hkids
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.device import Kvm
 from fixtures.qemu.td_command import FIXED_CLOCK
+from fixtures.record.schema import Measure
 
 pytestmark = [pytest.mark.tdx_needs("misc-cgroup"), pytest.mark.timeout(400)]
 
@@ -56,11 +57,13 @@ def test_guest_finds_what_it_was_given(
     hkids: Hkids,
     qemu_tds: QemuTds,
     linux: LinuxFiles,
+    figure: Measure,
 ) -> None:
     given: dict[str, Any] = {"smp": "2", "memory_mib": memory_mib, **clock}
     with LinuxTd(qemu_tds, linux, firmware=getattr(linux, firmware), **given) as guest:
         guest.await_user_space()
         begin = read_clock(guest)
+        figure("time until user space", begin.guest, "s")
         log = guest.run("dmesg")
         leaves = guest.run("cpuid")
 

@@ -24,6 +24,7 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
+from fixtures.record.schema import Measure
 
 pytestmark = [
     pytest.mark.tdx_offers("move"),
@@ -63,6 +64,7 @@ def test_works_on_through_moves_with_every_hkid_in_use(
     linux: LinuxFiles,
     network: Network,
     disk: tuple[str, ...],
+    figure: Measure,
 ) -> None:
     rng = ("-device", "virtio-rng-pci")
     with LinuxTd(movable_tds, linux, extra_args=(*disk, *rng, *network.device())) as guest:
@@ -90,7 +92,7 @@ def test_works_on_through_moves_with_every_hkid_in_use(
         for work in (connection, pings, blocks, rounds, ticks):
             work.wait_lines(len(work.lines) + 2)
             work.signal(signal.SIGTERM)
-        print(f"downtimes of {moves} moves: {downtimes} ms")
+        figure("longest downtime", max(downtimes), "ms")
 
         # The disk has what was written last, and memory that was converted came back.
         assert (blocks.wait(), rounds.wait(), ticks.wait()) == (0, 0, 0)
