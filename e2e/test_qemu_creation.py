@@ -6,6 +6,7 @@ Sources: ``tdx_pre_create_vcpu``, ``tdx_finalize_vm`` in QEMU's target/i386/kvm/
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,16 @@ def test_takes_one_hkid_also_with_a_whole_firmware(hkids: Hkids, qemu_tds: QemuT
 
 
 # reports of the monitor
+
+
+OF_THE_CPU = re.compile(
+    r"warning: (TDX forcibly sets the feature|(TDX|host) doesn't support requested feature): CPUID\["
+)
+"""Differences between the host's CPU and what the TDX module offers, which ``-cpu host`` makes QEMU list."""
+
+
+def test_usual_command_line_gets_no_warning(qemu_td: QemuTd) -> None:
+    assert [line for line in qemu_td.output.splitlines() if not OF_THE_CPU.search(line)] == []
 
 
 def test_stops_in_prelaunch_until_it_is_told_to_run(qemu_td: QemuTd) -> None:

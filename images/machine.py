@@ -198,6 +198,6 @@ def terminal_argv(machine: Machine) -> list[str]:
         *base_argv(replace(machine, extra_cmdline=words)),
         "-chardev", "stdio,id=serial,mux=on,signal=off",
         "-serial", "chardev:serial",
-        "-mon", "chardev=serial,mode=readline",
+        "-monitor", "chardev:serial",
         *machine.extra_args,
     ]  # fmt: skip
