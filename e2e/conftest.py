@@ -41,8 +41,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def hotplug(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> Cpus:
+def hotplug(tdx_host: TdxHost, tdx_cleanup: ExitStack, whole_machine: Callable[[], None]) -> Cpus:
     """The host's CPUs, of which the test takes at least one offline; they are online again afterwards."""
+    whole_machine()
     found = Cpus.online_now(tdx_host.agent)
     tdx_cleanup.callback(found.restore)
     return found

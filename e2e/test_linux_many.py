@@ -46,7 +46,7 @@ def test_every_hkid_can_be_a_linux_and_one_more_is_refused(
     def start() -> LinuxTd:
         return tdx_cleanup.enter_context(LinuxTd(qemu_tds, linux, firmware=linux.small_firmware))
 
-    guests = [start() for _ in range(hkids.capacity)]
+    guests = [start() for _ in range(hkids.free)]
     assert hkids.free == 0
     with pytest.raises(QemuLaunchFailed) as caught:
         start()

@@ -50,7 +50,7 @@ def init_vm_failed(messages: tuple[str, ...], number: int) -> bool:
 def test_every_hkid_can_be_a_qemu_tds_and_one_more_is_refused(
     hkids: Hkids, qemu_tds: QemuTds, contract: Contract
 ) -> None:
-    tds = [qemu_tds.start() for _ in range(hkids.capacity)]
+    tds = [qemu_tds.start() for _ in range(hkids.free)]
     assert hkids.free == 0
     status, messages = failure(qemu_tds.start)
     assert status == 1
