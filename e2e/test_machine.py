@@ -7,21 +7,15 @@ of the host itself is the somebody else.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from textwrap import dedent
-from urllib.parse import quote
 
 import pytest
 
+from e2e.runs import Run, on
 from fixtures import cgroup
 from fixtures.agent.errors import RemoteOSError
-from fixtures.closing import Closing
 from fixtures.deadline import until
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import ONLINE
@@ -30,9 +24,6 @@ from fixtures.host.nested import NestedHost
 from fixtures.kvm import build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.tdx_needs("snapshot", "misc-cgroup")]
-
-ROOT = Path(__file__).parents[1]
-RUN_SECONDS = 150.0
 
 
 @pytest.fixture
@@ -43,75 +34,6 @@ def machine(tdx_host: TdxHost, tdx_cleanup: ExitStack, tmp_path: Path) -> Nested
     tdx_cleanup.callback(host.close)
     host.start()
     return host
-
-
-class Run(Closing):
-    """A run of pytest on a machine.
-
-    :param tests: source of its tests; in them ``inside()`` announces that a test has come so far, and waits
-        until :meth:`go_on`.
-    """
-
-    def __init__(self, machine: NestedHost, folder: Path, tests: str, *options: str) -> None:
-        self._folder = folder
-        folder.mkdir()
-        head = f"""\
-            from pathlib import Path
-            import pytest
-            from fixtures.deadline import until
-
-            def inside():
-                Path({str(folder / "inside")!r}).touch()
-                until(Path({str(folder / "go")!r}).exists, "the other side", {RUN_SECONDS})
-            """
-        (folder / "conftest.py").write_text('pytest_plugins = ["fixtures.plugin"]\n')
-        (folder / "pytest.ini").write_text("[pytest]\n")
-        (folder / "test_it.py").write_text(dedent(head) + dedent(tests))
-        testbed = machine.ssh_testbed()
-        url = f"ssh://root@{testbed.host}:{testbed.port}?key={quote(testbed.key)}&hostkey={testbed.hostkey}"
-        self._output = (folder / "output").open("wb")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", f"--tdx-testbed={url}", "-rfEs", "-v", *options],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "", "COLUMNS": "300"},
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-        )
-
-    def await_inside(self) -> None:
-        """Wait until a test calls ``inside()``."""
-
-        def arrived() -> bool:
-            # Its end would otherwise be waited for in vain.
-            assert self._process.poll() is None, self.output
-            return (self._folder / "inside").exists()
-
-        until(arrived, "the run to be inside its test", RUN_SECONDS)
-
-    def go_on(self) -> None:
-        """Let the test that is inside go on."""
-        (self._folder / "go").touch()
-
-    def kill(self) -> None:
-        """Kill the process as the kernel does, without a chance to clean up."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
-
-    def end(self) -> str:
-        """Wait for the end; returns the output."""
-        self._process.wait(RUN_SECONDS)
-        return self.output
-
-    @property
-    def output(self) -> str:
-        return (self._folder / "output").read_text(errors="replace")
-
-    def close(self) -> None:
-        """Kill it, if it still runs."""
-        self._process.kill()
-        self._process.wait(10)
-        self._output.close()
 
 
 SHARED = """
@@ -132,7 +54,7 @@ def test_tds_of_others_are_noticed_and_not_disturbed(machine: NestedHost, tmp_pa
     with (
         machine.agent.spawn() as somebody,
         build.initialized(somebody),
-        Run(machine, tmp_path / "run", SHARED) as run,
+        Run(tmp_path / "run", SHARED, on(machine)) as run,
     ):
         run.await_inside()
         with build.initialized(somebody):
@@ -183,12 +105,12 @@ def left(machine: NestedHost) -> Iterator[str]:
 def test_what_a_killed_run_leaves_is_undone(by: str, machine: NestedHost, tmp_path: Path) -> None:
     control = machine.agent.files.read_text(f"{cgroup.ROOT}/cgroup.subtree_control")
     assert list(left(machine)) == []
-    with Run(machine, tmp_path / "killed", LEAVES) as run:
+    with Run(tmp_path / "killed", LEAVES, on(machine)) as run:
         run.await_inside()
         run.kill()
     assert "a CPU is offline" in list(left(machine))
     options = ["--tdx-clean"] if by == "clean" else []
-    with Run(machine, tmp_path / "after", NEXT, *options) as run:
+    with Run(tmp_path / "after", NEXT, on(machine), *options) as run:
         output = run.end()
     assert f"/sys/devices/system/cpu/cpu{machine.shape.cpus - 1}/online: '1' again" in output
     assert ("all is as before" if by == "clean" else "1 passed") in output
@@ -219,7 +141,7 @@ def test_machine_without_the_cgroup_controller_runs_what_needs_none(
             with build.initialized(owner) as built:
                 assert built.td
     """
-    with Run(machine, tmp_path / "run", tests) as run:
+    with Run(tmp_path / "run", tests, on(machine)) as run:
         output = run.end()
     assert "1 passed, 2 skipped" in output
     assert "the controller misc is switched off; boot without cgroup_disable=misc" in output
