@@ -59,7 +59,7 @@ def test_gdb_sees_the_kernel_at_the_failure(tdx_host: TdxHost, tmp_path: Path) -
     ) as run:
         command = run.line(r"its CPUs are stopped: (gdb .*)")[1]
         run.line("press Enter to go on")
-        said = gdb(command, "x/s linux_banner", "p &init_task", "info threads")
+        said = gdb(command, "x/s (char *)&linux_banner", "p &init_task", "info threads")
         assert f"Linux version {tdx_host.facts.kernel}" in said
         assert "<init_task>" in said
         assert "CPU#1" in said
@@ -77,7 +77,7 @@ def test_memory_of_the_kernel_is_opened_by_gdb(tests: str, tdx_host: TdxHost, tm
         "--tdx-core",
     ) as run:
         command = run.line(r"its memory: (gdb .*?)   \(or: crash ")[1]
-        said = gdb(command, "x/s linux_banner", "p &init_task", "bt")
+        said = gdb(command, "x/s (char *)&linux_banner", "p &init_task", "bt")
         assert f"Linux version {tdx_host.facts.kernel}" in said
         assert "<init_task>" in said
         assert "#0 " in said
