@@ -85,6 +85,9 @@ class Broken:
 
 HOLES = ",".join(f"4K${(64 + 2 * at):#x}M" for at in range(20))
 
+TOPOLOGY_ENUM = 1 << 20
+"""The one of TDX_FEATURES0 that KVM requires of a module, beside NO_RBP_MOD."""
+
 BROKEN = {
     "no-cgroup-controller": Broken("cgroup_disable=misc", {"misc": "", "memory": ""}, ("-m", "640M")),
     "no-keyids": Broken("softseam.keyids=0", {"keyids": "TDX not supported by the host platform"}),
@@ -93,6 +96,13 @@ BROKEN = {
     "no-self-snoop": Broken("clearcpuid=ss", {"features": "Self-snoop is required for TDX"}),
     "no-xsave": Broken("noxsave", {"features": "XSAVE is required for TDX"}),
     "memory-in-pieces": Broken(f"memmap={HOLES}", {"module": "exhausted"}),
+    "old-module": Broken(
+        f"softseam.report=0x0a00000300000008:{TOPOLOGY_ENUM}",
+        {"module": "frame pointer (RBP) clobber bug present"},
+    ),
+    "module-that-refuses": Broken(
+        "softseam.report=0x9100000100000010:8", {"module": "SEAMCALL (0x000000000000002d) failed: 0xc0"}
+    ),
     "few-vcpus": Broken("softseam.max_vcpus=1", {"kvm": "Disable TDX: MAX_VCPU_PER_TD (1)"}),
     "no-vmx": Broken("clearcpuid=vmx", {"cpu": ""}),
 }
