@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Huge pages of a moved TD's shared memory: where its slots have room for them and all is shared.
+
+``kvm_mmu_take_over_memory_attributes`` in arch/x86/kvm/mmu/mmu.c of flavour ``proposed``.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from e2e.moves import MOVES, count, destination_of
+from fixtures.guests.launch import Launch
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.move import move_from
+
+pytestmark = MOVES
+
+TWO_MIB = 2 << 20
+
+
+def put_shared_memory_at(built: Assembly, offset: int, cleanup: ExitStack) -> None:
+    """Give the last two slots shared memory that begins this far behind a boundary of huge pages."""
+    for placed in built.placed[-2:]:
+        # Linux aligns what is as large as a huge page to one.
+        memory = cleanup.enter_context(Memory.map(built.worker, 2 * TWO_MIB))
+        assert memory.address % TWO_MIB == 0
+        built.td.delete_slot(placed.slot.slot, placed.slot.gpa)
+        built.td.set_slot(replace(placed.slot, address=memory.address + offset))
+
+
+@pytest.mark.parametrize(
+    ("source_offset", "offset"),
+    [(0, 0), (0, PAGE_SIZE), (PAGE_SIZE, 0)],
+    ids=["same", "not-in-the-destination", "not-in-the-source"],
+)
+def test_huge_page_is_where_a_slot_has_room_and_all_is_shared(
+    source_offset: int, offset: int, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """KVM keeps per slot where huge pages fit and where attributes are mixed."""
+    shared, mixed = Region(1 << 30, TWO_MIB), Region((1 << 30) + TWO_MIB, TWO_MIB)
+    source = launch("count")
+    source.place(shared, mixed)
+    put_shared_memory_at(source, source_offset, tdx_cleanup)
+    source.td.set_memory_attributes(shared.gpa, shared.size, private=False)
+    source.td.set_memory_attributes(mixed.gpa, PAGE_SIZE, private=False)
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    put_shared_memory_at(destination, offset, tdx_cleanup)
+    built = move_from(source, to=destination)
+    with built.td.stats_fd() as stats:
+        huge: list[int] = []
+        for region in (shared, mixed):
+            assert built.vcpus[0].pre_fault(region.gpa, PAGE_SIZE) == 0
+            huge += stats.read()["pages_2m"]
+    if offset == 0 and huge[0] == 0:
+        pytest.skip("this host has no huge page for a TD's shared memory")
+    assert huge == ([0, 0] if offset else [1, 1])
