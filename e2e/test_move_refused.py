@@ -20,6 +20,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import inside, once, spin
+from fixtures.host.base import TdxHost
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
 from fixtures.kvm.device import Kvm
@@ -27,6 +28,8 @@ from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.move import link_memory, move_from
 from fixtures.kvm.params import MemorySlot
+from fixtures.softseam import inject
+from fixtures.softseam.inject import Injection
 
 pytestmark = MOVES
 
@@ -43,6 +46,27 @@ def test_refused_moves_leave_both_as_they_were(
     assert count(source) == counted(2)
     destination = move_from(source, to=destination_of(source, tdx_cleanup))
     assert count(destination) == counted(3)
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_destination_whose_failed_init_vm_left_it_an_hkid_is_refused(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """KVM cannot free it as the TDX module says that vCPUs are not flushed; it tries again at the end."""
+    source = launch("count")
+    destination = destination_of(source, tdx_cleanup)
+    faults = (
+        Injection("TDH.MNG.INIT", code=inject.TDX_OPERAND_INVALID | 0x1234),
+        Injection("TDH.MNG.VPFLUSHDONE", code=inject.TDX_FLUSHVP_NOT_DONE),
+    )
+    with (
+        inject.armed(tdx_host.agent.files, *faults),
+        refused(contract, Refusal.INIT_MODULE_REFUSES),
+    ):
+        destination.td.init_vm()
+    with refused(contract, Refusal.MOVE_INITIALIZED):
+        move_from(source, to=destination)
+    assert count(source) == counted(1)
 
 
 def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(
