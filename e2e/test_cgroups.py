@@ -217,6 +217,22 @@ def test_refused_td_changes_no_count(family: Family, hkids: Hkids, contract: Con
 
 
 @books_wrong
+def test_refused_td_is_no_peak(family: Family, contract: Contract) -> None:
+    family.child.set_max(1)
+    many_tds(family.in_child, 1)
+    with refused_td(family.in_child, contract):
+        assert family.peak == {"parent": 1, "child": 1, "sibling": 0}
+
+
+@books_wrong
+def test_td_that_a_parent_refuses_is_charged_to_nobody(family: Family, contract: Contract) -> None:
+    family.parent.set_max(1)
+    many_tds(family.in_child, 1)
+    with refused_td(family.in_sibling, contract), shows("F1"):
+        assert family.current == {"parent": 1, "child": 1, "sibling": 0}
+
+
+@books_wrong
 def test_limit_holds_however_often_it_refuses(member: Kvm, tdx_cgroup: Cgroup, contract: Contract) -> None:
     tdx_cgroup.set_max(1)
     many_tds(member, 1)

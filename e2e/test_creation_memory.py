@@ -150,6 +150,22 @@ def test_memory_cannot_be_mapped_ahead_before_finalize(empty: EmptySlot, contrac
 # regions of several pages
 
 
+@pytest.mark.tdx_needs("ground-truth")
+def test_region_that_ends_in_shared_addresses_adds_nothing(
+    td_with_vcpus: Assembly, contract: Contract, truth: Truth
+) -> None:
+    """The errno alone is that of a region whose second page has no slot."""
+    last = SHARED - PAGE_SIZE
+    td_with_vcpus.place(Region(last, PAGE_SIZE))
+    with (
+        Memory.map(td_with_vcpus.worker, 2 * PAGE_SIZE) as source,
+        refused(contract, Refusal.REGION_SHARED_GPA),
+    ):
+        td_with_vcpus.vcpus[0].init_mem_region(source.address, last, 2)
+    (td,) = truth.tds()
+    assert "reg" not in truth.state().pages_of(td.tdr)
+
+
 @pytest.fixture
 def region(owner: Worker) -> Memory:
     """Memory for a ``struct kvm_tdx_init_mem_region`` that can be read after the call."""
