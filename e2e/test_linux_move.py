@@ -35,6 +35,8 @@ pytestmark = [
 
 HZ = 20
 REPLY = re.compile(r"seq=(\d+) ttl=\d+ time=([\d.]+) ms")
+LARGE = 1 << 20
+"""Bytes; more than the buffers of a socket take at once."""
 SLACK_MS = 4000
 """How much longer than QEMU's downtime a timer may be late on a machine whose CPUs are shared."""
 
@@ -108,6 +110,8 @@ def test_works_on_through_moves_with_every_hkid_in_use(
         # The connection has lost and repeated nothing; each ping that got a reply got one.
         connection.wait()
         assert connection.lines == [str(step) for step in range(1, len(connection.lines) + 1)]
+        echoed = guest.run(f"head -c {LARGE} /dev/zero | nc {HOST} {ECHO_PORT} | wc -c")
+        assert echoed == [str(LARGE)]
         replies = [int(found[1]) for line in pings.lines if (found := REPLY.search(line))]
         assert len(set(replies)) == len(replies)
 
