@@ -124,11 +124,11 @@ def kernel_key(flavour: str, *, cache: Cache | None = None) -> str:
     return build.key(cache or Cache(), build.Request(flavour))
 
 
-def forget_kernel(kernel: KernelImage, *, cache: Cache | None = None) -> None:
-    """Remove a kernel from the cache."""
+def forget(image: Path, *, cache: Cache | None = None) -> None:
+    """Remove the artefact that contains a file from the cache."""
     store = cache or Cache()
     for made in store.artefacts():
-        if made.path == kernel.bzimage.parent:
+        if made.path == image.parent:
             store.discard(made)
 
 
