@@ -25,6 +25,8 @@ OWNED = 32
 """Number of pages that are taken away from a TD in vain."""
 NEXT = 48
 """Number of TDs that are made then."""
+AT_ONCE = 8
+"""The same where the next allocation takes what was freed last."""
 OWN = Region(0x100000, OWNED * PAGE_SIZE, b"\x5a" * OWNED * PAGE_SIZE, measure=False)
 
 
@@ -55,3 +57,17 @@ def test_pages_that_cannot_be_removed_go_to_nobody_else(
         for _ in range(NEXT):
             with build.finalized(owner, payloads["count"], regions=[OWN]) as built:
                 assert output.numbers(built.vcpus[0], 1) == [1]
+
+
+@pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+")
+@pytest.mark.tdx_leak_expected("the module still owns the pages, and they keep the TD's root")
+def test_control_pages_that_are_not_given_back_go_to_nobody_else(
+    tdx_host: TdxHost, owner: Worker, td_with_vcpus: Assembly, hkids: Hkids, payloads: Mapping[str, bytes]
+) -> None:
+    busy = Injection("TDH.PHYMEM.PAGE.RECLAIM", code=inject.TDX_OPERAND_BUSY, count=1 << 31)
+    with inject.armed(tdx_host.agent.files, busy):
+        td_with_vcpus.close()
+    assert hkids.taken == -1
+    for _ in range(AT_ONCE):
+        with build.finalized(owner, payloads["count"]) as built:
+            assert output.numbers(built.vcpus[0], 1) == [1]
