@@ -40,6 +40,7 @@ _NOT_THERE = re.compile(
 _UNTRUSTED = re.compile(r"NO_PUBKEY|not signed|signatures? (were|was) invalid|couldn't be verified|EXPKEYSIG")
 _ORIGINAL = re.compile(r"^'([^']+)' (\S+\.orig\.tar\.\w+) \d+ SHA256:([0-9a-f]{64})$")
 _DEB = re.compile(r"^'([^']+)' (\S+\.deb) \d+ SHA256:([0-9a-f]{64})$")
+_LISTS = {"deb::Packages": "binary-$(ARCHITECTURE)/Packages", "deb-src::Sources": "source/Sources"}
 _HELPER = Path("/usr/lib/apt/apt-helper")
 _MIRROR_HINT = f"name another mirror with --mirror or {MIRROR_ENV}"
 
@@ -258,9 +259,15 @@ class PrivateApt:
             "Acquire::http::Timeout": "30",
         }
         hooks = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
-        clear = [f"#clear {name};" for name in ("APT::Architectures", *hooks)]
-        targets = 'Acquire::IndexTargets { deb::DEP-11::DefaultEnabled "false"; };'
-        return "\n".join([*clear, *(f'{key} "{value}";' for key, value in settings.items()), targets, ""])
+        # apt-file, appstream and others add large lists, any of which may be out of step with its suite.
+        names = ("APT::Architectures", "Acquire::IndexTargets", *hooks)
+        clear = [f"#clear {name};" for name in names]
+        lists = [
+            f'Acquire::IndexTargets::{kind} {{ MetaKey "$(COMPONENT)/{path}"; '
+            f'ShortDescription "{path}"; Description "$(RELEASE) {path}"; }};'
+            for kind, path in _LISTS.items()
+        ]
+        return "\n".join([*clear, *(f'{key} "{value}";' for key, value in settings.items()), *lists, ""])
 
 
 def explain(error: CommandError, mirror_uri: str, what: str) -> BuildError:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,32 @@ def test_a_package_is_looked_up_by_its_hash_and_its_path_below_the_mirror(
     assert found == apt.RemoteFile(name.format("~bpo13+1"), digest)
     other = apt.PrivateApt(Cache(tmp_path), "http://other.invalid/debian", "trixie-backports", log)
     assert other.binary("linux-source-7.3", "7.3.4-1~bpo13+1") is None
+
+
+@_needs_apt
+@pytest.mark.parametrize(("sources", "expected"), [(False, "Packages"), (True, "Sources")])
+def test_a_private_client_fetches_no_list_that_only_the_host_wants(
+    sources: bool, expected: str, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from images.cache import Cache
+
+    _host(tmp_path, monkeypatch)
+    with (tmp_path / "apt.conf").open("a") as config:
+        for kind in ("deb", "deb-src"):
+            config.write(
+                f'Acquire::IndexTargets::{kind}::Contents {{ MetaKey "$(COMPONENT)/Contents"; '
+                'ShortDescription "Contents"; Description "Contents"; };\n'
+            )
+    keyring = tmp_path / "keyring.gpg"
+    keyring.touch()
+    monkeypatch.setattr(apt, "_KEYRINGS", (keyring,))
+    asked: set[str] = set()
+
+    def lists(argv: list[str | Path], **_: object) -> list[str]:
+        done = subprocess.run([*argv, "--print-uris"], check=True, capture_output=True, text=True)
+        asked.update(re.findall(r"/dists/trixie/main/.*?([^/']*?)\.?[xg]?z?'", done.stdout))
+        return []
+
+    monkeypatch.setattr(apt, "run", lists)
+    apt.PrivateApt(Cache(tmp_path / "cache"), "file:/m", "trixie", log, sources=sources).update()
+    assert asked == {expected}
