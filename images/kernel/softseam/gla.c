@@ -11,6 +11,7 @@
 
 #include "gla.h"
 #include "gprs.h"
+#include "gva.h"
 #include "insn.h"
 #include "vmcb.h"
 #include "vp.h"
@@ -31,12 +32,12 @@ static bool leads_to(struct seam_vp *vp, u64 address, u64 gpa, u64 *gla)
 {
 	u64 found;
 
-	if (insn_gva_to_gpa(vp, address, &found) && !((found ^ gpa) & PAGE_MASK)) {
+	if (gva_to_gpa(vp, address, &found) && !((found ^ gpa) & PAGE_MASK)) {
 		*gla = address;
 		return true;
 	}
 	address = (address & PAGE_MASK) + PAGE_SIZE;
-	if (gpa & ~PAGE_MASK || !insn_gva_to_gpa(vp, address, &found) || found != gpa)
+	if (gpa & ~PAGE_MASK || !gva_to_gpa(vp, address, &found) || found != gpa)
 		return false;
 	*gla = address;
 	return true;

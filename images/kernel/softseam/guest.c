@@ -20,6 +20,7 @@
 #include "gla.h"
 #include "gpa.h"
 #include "guest.h"
+#include "gva.h"
 #include "insn.h"
 #include "msr.h"
 #include "sept.h"
@@ -265,6 +266,8 @@ enum guest_next guest_handle_exit(struct seam_vp *vp, struct seam_exit *exit)
 		pr_info_ratelimited("triple fault at rip 0x%llx, rsp 0x%llx, cr2 0x%llx, cr3 0x%llx, of event 0x%llx\n",
 				    vmcb->rip, vmcb->rsp, vmcb->cr2, vmcb->cr3,
 				    vmcb->exit_int_info);
+		gva_print(vp, "rip", vmcb->cs.base + vmcb->rip);
+		gva_print(vp, "cr2", vmcb->cr2);
 		return disable_vcpu(vp, exit);
 	case SVM_EXIT_VIRT_INTR:
 		break;

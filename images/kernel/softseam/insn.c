@@ -2,16 +2,14 @@
 #include <linux/bits.h>
 #include <linux/string.h>
 #include <asm/msr-index.h>
-#include <asm/processor-flags.h>
 
 #include "gprs.h"
+#include "gva.h"
 #include "insn.h"
 #include "sept.h"
 #include "vmcb.h"
 #include "vp.h"
 
-#define PT_PRESENT	BIT_ULL(0)
-#define PT_LARGE	BIT_ULL(7)
 #define REX_FIRST	0x40
 #define REX_LAST	0x4f
 
@@ -27,33 +25,6 @@
 #define IOQ_STRING	BIT_ULL(4)
 #define IOQ_REP		BIT_ULL(5)
 #define IOQ_IMMEDIATE	BIT_ULL(6)
-
-/* By the guest's own tables; what it leads to need not be mapped. */
-bool insn_gva_to_gpa(struct seam_vp *vp, u64 gva, u64 *gpa)
-{
-	struct seam_vmcb *vmcb = vp_vmcb(vp->tdvps);
-	u64 table = vmcb->cr3 & PT_PA, *entry;
-	int shift;
-
-	if (!(vmcb->cr0 & X86_CR0_PG)) {
-		*gpa = gva;
-		return true;
-	}
-	if (!(vmcb->efer & EFER_LMA) || vmcb->cr4 & X86_CR4_LA57)
-		return false;
-	for (shift = 39; ; shift -= 9) {
-		entry = sept_gpa_to_va(vp->td.tdcs, table + (gva >> shift & 511) * sizeof(*entry));
-		if (!entry || !(*entry & PT_PRESENT))
-			return false;
-		table = *entry & PT_PA;
-		if (shift == 12 || (shift < 39 && *entry & PT_LARGE)) {
-			u64 offset = BIT_ULL(shift) - 1;
-
-			*gpa = (table & ~offset) | (gva & offset);
-			return true;
-		}
-	}
-}
 
 static bool is_prefix(u8 byte)
 {
@@ -80,7 +51,7 @@ void insn_fetch(struct seam_vp *vp, struct seam_insn *insn)
 
 	memset(insn, 0, sizeof(*insn));
 	while (insn->len < INSN_MAX) {
-		if (!insn_gva_to_gpa(vp, vmcb->cs.base + vmcb->rip + insn->len, &gpa))
+		if (!gva_to_gpa(vp, vmcb->cs.base + vmcb->rip + insn->len, &gpa))
 			break;
 		byte = sept_gpa_to_va(vp->td.tdcs, gpa);
 		if (!byte)

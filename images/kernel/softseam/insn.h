@@ -16,7 +16,6 @@ struct seam_insn {
 	u8 rex;				/* 0 without one */
 };
 
-bool insn_gva_to_gpa(struct seam_vp *vp, u64 gva, u64 *gpa);
 void insn_fetch(struct seam_vp *vp, struct seam_insn *insn);
 bool insn_is(const struct seam_insn *insn, const u8 *bytes, unsigned int len);
 u64 insn_io_qualification(struct seam_vp *vp);
