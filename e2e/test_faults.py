@@ -23,9 +23,11 @@ from fixtures.deadline import until
 from fixtures.errors import KernelUnderTestError
 from fixtures.findings import shows
 from fixtures.guests import output
+from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
+from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import HALT, Assembly, Region
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
@@ -330,6 +332,16 @@ def test_init_mem_region_that_waits_for_a_busy_module_can_be_interrupted(
             adding.result()
     vcpu.init_mem_region(region.data, region.gpa)
     td_with_vcpus.finalize()
+
+
+@INJECTED
+@pytest.mark.parametrize("leaf", ["TDH.MEM.SEPT.ADD", "TDH.MEM.PAGE.AUG"])
+def test_guest_gets_its_pages_though_the_module_is_busy(leaf: str, tdx_host: TdxHost, launch: Launch) -> None:
+    pages = Region(0x100000, 16 * PAGE_SIZE)
+    (vcpu,) = launch("memory", regions=(pages,)).vcpus
+    with fault(tdx_host, Injection(leaf, 1, 5, BUSY)):
+        status_of_all, sum_of_all = output.numbers(vcpu, 2)
+    assert (status_of_all, sum_of_all) == (0, 0)
 
 
 # FINALIZE_VM
