@@ -344,6 +344,20 @@ def test_guest_gets_its_pages_though_the_module_is_busy(leaf: str, tdx_host: Tdx
     assert (status_of_all, sum_of_all) == (0, 0)
 
 
+@INJECTED
+@pytest.mark.parametrize("leaf", ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"])
+def test_guest_goes_on_though_the_module_was_busy_when_a_page_was_taken_away(
+    leaf: str, tdx_host: TdxHost, launch: Launch
+) -> None:
+    """KVM keeps the vCPUs out of the guest while it tries again."""
+    built = launch("accept", regions=(Region(0x100000, PAGE_SIZE),))
+    (vcpu,) = built.vcpus
+    accepted, zero = output.numbers(vcpu, 4)[:2]
+    with fault(tdx_host, Injection(leaf, code=BUSY)):
+        built.memfds[-1].punch_hole()
+    assert output.numbers(vcpu, 2) == [accepted, zero] == [0, 0]
+
+
 # FINALIZE_VM
 
 
