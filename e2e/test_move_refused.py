@@ -7,6 +7,7 @@ virt/kvm/guest_memfd.c of flavour ``proposed``.
 
 from __future__ import annotations
 
+import errno
 from contextlib import ExitStack
 from functools import partial
 
@@ -72,14 +73,17 @@ def test_destination_whose_failed_init_vm_left_it_an_hkid_is_refused(
 def test_vcpu_that_user_space_owes_an_answer_is_in_the_way(
     launch: Launch, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
-    source = launch("count")
-    output.numbers(source.vcpus[0], 2)
+    """The answer to MapGPA, until which the guest does not know what became of its memory."""
+    source = launch("retry")
+    (vcpu,) = source.vcpus
+    found = vcpu.run()
     destination = destination_of(source, tdx_cleanup)
     with refused(contract, Refusal.MOVE_BUSY):
         move_from(source, to=destination)
-    source.vcpus[0].complete()
+    vcpu.answer(found, ret=errno.EINVAL)
+    vcpu.complete()
     move_from(source, to=destination)
-    assert count(destination) == counted(2)
+    assert output.numbers(destination.vcpus[0], 1)
 
 
 @pytest.mark.parametrize("made", ["before", "after"])
@@ -120,6 +124,19 @@ def test_linked_memory_is_the_sources_until_the_move(
     region = destination.placed[0].region
     with refused(contract, Refusal.REGION_LINKED):
         destination.vcpus[0].init_mem_region(bytes(4096), region.gpa)
+    assert count(source) == counted(2)
+
+
+def test_link_punches_no_hole_into_the_sources_memory(
+    launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """After the move it is the source's that cannot: ``test_move_state.py`` has that."""
+    source = launch("count")
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    with refused(contract, Refusal.LINK_HOLE):
+        destination.placed[0].memfd.punch_hole()
+    # The guest's program is in this memory.
     assert count(source) == counted(2)
 
 

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Interrupts for a TD that is moved, from those who do not know of it: none is lost, none arrives twice.
+
+``irqfd_leaves_events`` in virt/kvm/eventfd.c and ``tdx_move_interrupts`` in arch/x86/kvm/vmx/tdx.c of flavour
+``proposed``.  ``test_move.py`` raises every vector before each of ten moves.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from e2e.moves import MOVES, destination_of
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests import output
+from fixtures.guests.launch import Launch
+from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
+from fixtures.guests.running import halted, once
+from fixtures.kvm import commands
+from fixtures.kvm.build import Assembly
+from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.move import move_from
+
+pytestmark = MOVES
+
+GSI = 5
+
+
+def assign(to: Assembly, event: int) -> None:
+    """Have an eventfd raise the interrupt of the payload ``interrupt``."""
+    to.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
+    to.worker.call(commands.irqfd(to.td.fd, event, GSI))
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_event_of_the_dead_source_is_the_destinations(
+    signals: int, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """The eventfd of a device that nobody stopped; signals that nobody has read count as one."""
+    source = launch("interrupt")
+    assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
+    source.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
+    event = tdx_cleanup.enter_context(source.td.irqfd(GSI))
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    for _ in range(signals):
+        event.signal()
+    source.close()
+    assign(destination, event.fd)
+    (vcpu,) = destination.vcpus
+    assert output.number_of(vcpu.run()) == 2
+    # It halts: there was one interrupt.
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+def test_msi_of_the_dead_source_is_refused(
+    launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    source = launch("interrupt")
+    assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    with refused(contract, Refusal.VM_DEAD):
+        source.td.signal_msi(INTERRUPT_VECTOR)
+    assert destination.td.signal_msi(INTERRUPT_VECTOR) == 1
+    assert output.number_of(destination.vcpus[0].run()) == 2
