@@ -24,6 +24,7 @@ from images.qemu import build as qemu_build
 from images.qemu import debian as buildroot
 from images.rootfs import debian
 from images.rootfs.build import ROOTFS
+from images.series import mail
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
             return build(cache, arguments, reporter())
         case "patches":
             return patches(cache, arguments.trees)
+        case "series":
+            return series(arguments)
         case "list":
             return list_artefacts(cache)
         case "clean":
@@ -86,6 +89,22 @@ def patches(cache: Cache, trees: Sequence[Path]) -> int:
         if found[flavours.DEFAULT]:
             status = 1
     return status
+
+
+def series(arguments: argparse.Namespace) -> int:
+    """Write a series of patches as mails; prints how to send them."""
+    chosen = mail.get(arguments.name)
+    target = arguments.output or Path(f"series-{chosen.name}")
+    who = mail.sender(arguments.sender)
+    written = mail.write(chosen, target, who=who, version=arguments.revision, tree=arguments.tree)
+    print(f"{len(written)} mails in {target}, signed off by {who}")
+    if (target / mail.RECIPIENTS).is_file():
+        # git appends the patch to the command.
+        print(f"git send-email --to-cmd='cat {target / mail.RECIPIENTS}; true' {target}/*.patch")
+    else:
+        print(f"git send-email --to=kvm@vger.kernel.org {target}/*.patch")
+        print("(--tree DIR has the tree's get_maintainer.pl name the others who want them)")
+    return 0
 
 
 def current(cache: Cache) -> set[str]:
