@@ -129,10 +129,8 @@ def _signed(patch: Path, who: str, tag: str) -> tuple[str, str]:
         raise BuildError(f"{patch} is not a patch with the author and the sign-off {PLACEHOLDER}")
     title = re.sub(r"\n +", " ", subject[1])
     head = f"{head[: subject.start()]}Subject: [{tag}] {title}\n{_MIME}{head[subject.end() + 1 :]}"
-    head = head.replace(f"From: {PLACEHOLDER}", f"From: {_header(who)}").replace(
-        signed, f"Signed-off-by: {who}"
-    )
-    return title, head + separator + diff
+    head = head.replace(f"From: {PLACEHOLDER}", f"From: {_header(who)}")
+    return title, head.replace(signed, f"Signed-off-by: {who}") + separator + diff
 
 
 def _header(who: str) -> str:
