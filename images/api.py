@@ -178,6 +178,21 @@ def ensure_qemu(
     return build.ensure(cache or Cache(), report or reporter(), tree=tree, mirror=mirror).path / build.IMAGE
 
 
+def ensure_selftests(
+    tree: Path, word: str = "", *, cache: Cache | None = None, report: Reporter | None = None
+) -> dict[str, Path]:
+    """Returns name → program of a kernel tree's KVM selftests, static, built when missing: minutes.
+
+    :param tree: a user's kernel tree; it is not modified.
+    :param word: build only those whose name contains it, if there are any.
+    :raises BuildError: see the module.  The other parameters are those of :func:`ensure_kernel`.
+    """
+    from images.selftests import build
+
+    recipe = build.Selftests(tree, build.matching(build.programs(tree), word))
+    return build.programs_of(recipe.ensure(cache or Cache(), report or reporter()))
+
+
 def ensure_guests(
     *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
 ) -> GuestImages:
