@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fixtures.findings import shows
-from fixtures.guests.moving import CAPABILITIES, OTHER_MODES, PAUSE, PAUSED, Move, set_mode
+from fixtures.guests.moving import OTHER_MODES, PAUSE, PAUSED, PLAIN_CAPABILITIES, Move, set_mode
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import PLAIN, QemuTds
 from fixtures.host.base import TdxHost
@@ -156,7 +156,7 @@ def test_guest_whose_transfer_is_cancelled_runs_on_one_side_only(qemu_tds: QemuT
     """Cancelled when all is sent, before the destination has read it; both use the same memory."""
     source = qemu_tds.start(**PLAIN)
     destination = qemu_tds.destination(source)
-    move = Move(source, destination, capabilities=[*CAPABILITIES, PAUSE])
+    move = Move(source, destination, capabilities=[*PLAIN_CAPABILITIES, PAUSE])
     destination.connect()
     assert move.until(PAUSED, "failed") == PAUSED
     destination.program.signal(signal.SIGSTOP)

@@ -2,7 +2,7 @@
 """``migrate`` over QMP moves a running TD to another QEMU, without another HKID and without losing one.
 
 No QEMU can do it yet; ours can (images/qemu/patches), in the mode cpr-transfer, on a kernel that moves TDs
-(flavour ``proposed``).  The guest is the payload ``console``.  Sources: ``tdx_kvm_post_load`` in
+(flavour ``proposed``).  The guest is the payload ``console``.  Sources: ``tdx_kvm_take_over`` in
 target/i386/kvm/tdx.c there, ``qmp_migrate`` in migration/migration.c.
 """
 
