@@ -16,7 +16,7 @@ from images.mmdebstrap import TAR
 from images.progress import Reporter, Step
 from images.qemu import precompiled, source
 from images.qemu.debian import DEBIAN
-from images.qemu.tree import Origin, Tarball, UserTree
+from images.qemu.tree import Tarball, UserTree
 from images.recipe import Recipe, Work
 from images.sources import Source, first_that_builds
 from images.tools import versions
@@ -65,17 +65,19 @@ def series() -> tuple[Path, ...]:
     return tuple(sorted((_HERE / "patches").glob("*.patch")))
 
 
-def patch_hash() -> str:
-    """12 hexadecimal digits over our patches."""
-    return digest_inputs({"patches": _patch_inputs()})[:12]
+def patch_hash(patches: tuple[Path, ...] | None = None) -> str:
+    """12 hexadecimal digits over patches, by default ours."""
+    return digest_inputs({"patches": _patch_inputs(series() if patches is None else patches)})[:12]
 
 
-def _patch_inputs() -> list[list[str]]:
-    return [[path.name, file_sha256(path)] for path in series()]
+def _patch_inputs(patches: tuple[Path, ...]) -> list[list[str]]:
+    return [[path.name, file_sha256(path)] for path in patches]
 
 
 class Qemu(Recipe):
     """QEMU, compiled in a Debian of its own.
+
+    :param label: how it differs from others in the cache.
 
     ccache keeps the objects: after a change of one patch only what it touches is compiled again.
     """
@@ -84,16 +86,16 @@ class Qemu(Recipe):
     what = "QEMU"
     space = 2_000_000_000
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Tarball | UserTree, *, label: str = "") -> None:
         self.origin = origin
-        self._patched = not isinstance(origin, UserTree)
-        self.label = "patched" if self._patched else "tree"
-        self.tools = _TOOLS + _APT_TOOLS if self._patched else _TOOLS
+        self._patches = () if isinstance(origin, UserTree) else origin.patches
+        self.label = label or ("tree" if isinstance(origin, UserTree) else "patched")
+        self.tools = _TOOLS if isinstance(origin, UserTree) else _TOOLS + _APT_TOOLS
 
     def inputs(self) -> dict[str, object]:
         return {
             "base": self.origin.identity(),
-            "patches": _patch_inputs() if self._patched else [],
+            "patches": _patch_inputs(self._patches),
             "configure": list(_CONFIGURE),
             "buildroot": DEBIAN.key(),
             "recipe": digest_files(_HERE, _RECIPE) | digest_files(_HERE.parent, _SHARED_RECIPE),
@@ -113,7 +115,7 @@ class Qemu(Recipe):
             (place / _CCACHE).mkdir()
             if kept.is_file():
                 chroot.unpack(kept, place / _CCACHE, work.log)
-        hash_ = patch_hash() if self._patched else ""
+        hash_ = patch_hash(self._patches) if self._patches else ""
         with work.reporter.step("qemu: configuring"):
             argv = [f"../{_SOURCE}/configure", *_CONFIGURE, f"--with-pkgversion=tdx-e2e-{hash_ or 'tree'}"]
             _run(root, argv, "QEMU's configure failed", work)
