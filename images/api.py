@@ -193,18 +193,6 @@ def ensure_selftests(
     return build.programs_of(recipe.ensure(cache or Cache(), report or reporter()))
 
 
-def ensure_later_qemu(
-    *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
-) -> Path:
-    """Returns the binary of a later build of the QEMU that moves TDs, built when missing: a minute.
-
-    :raises BuildError: see the module.  The parameters are those of :func:`ensure_kernel`.
-    """
-    from images.qemu import build, later
-
-    return later.ensure(cache or Cache(), report or reporter(), mirror=mirror).path / build.BINARY
-
-
 def ensure_guests(
     *, mirror: str | None = None, cache: Cache | None = None, report: Reporter | None = None
 ) -> GuestImages:
