@@ -26,7 +26,6 @@ from fixtures.guests.typed import ask, counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError
-from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
