@@ -7,17 +7,21 @@
 
 from __future__ import annotations
 
+import struct
 from contextlib import ExitStack
 
 import pytest
 
 from e2e.moves import MOVES, destination_of
+from fixtures.agent import syscalls
+from fixtures.agent.call import batch_call
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
+from fixtures.host.base import TdxHost
 from fixtures.kvm import commands
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import InterruptedExit
@@ -52,6 +56,35 @@ def test_event_of_the_dead_source_is_the_destinations(
     assert output.number_of(vcpu.run()) == 2
     # It halts: there was one interrupt.
     assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=pytest.mark.slow)])
+def test_event_while_the_td_moves_arrives_exactly_once(
+    rounds: int, launch: Launch, tdx_host: TdxHost
+) -> None:
+    """It is posted to the source's descriptor, and moves, or stays in the eventfd: later in each round."""
+    for turn in range(rounds):
+        with ExitStack() as cleanup:
+            source = cleanup.enter_context(launch("interrupt"))
+            assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
+            source.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
+            event = cleanup.enter_context(source.td.irqfd(GSI))
+            destination = destination_of(source, cleanup)
+            places = tdx_host.agent.barrier(2)
+            moving = destination.worker.start(
+                commands.move_from(destination.td.fd, source.td.fd, barrier=places[0])
+            )
+            pause = [syscalls.ping()] * (7 * (turn + 1) % 30)
+            signal = syscalls.write(event.fd, struct.pack("<Q", 1))
+            signalling = source.worker.start(batch_call([syscalls.barrier(places[1]), *pause, signal]))
+            moving.result()
+            signalling.result()
+            source.close()
+            assign(destination, event.fd)
+            (vcpu,) = destination.vcpus
+            assert output.number_of(vcpu.run()) == 2
+            assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
 
 
 def test_msi_of_the_dead_source_is_refused(
