@@ -14,7 +14,7 @@ import pytest
 
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
-from fixtures.deadline import until
+from fixtures.deadline import Deadline, until
 from fixtures.errors import DeadlineExceeded
 from fixtures.guests import output
 from fixtures.host.base import TdxHost
@@ -32,6 +32,7 @@ from fixtures.kvm.move import move_from, prepare_destination
 from fixtures.kvm.params import InitVmParams
 from fixtures.softseam import inject
 from fixtures.softseam.inject import Injection
+from fixtures.softseam.truth import Truth
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup", "ground-truth", "seamcall-fault-injection")
 
@@ -56,6 +57,8 @@ FAILING = (
     "TDH.MR.FINALIZE",
 )
 REFERENCES_SECONDS = 5.0
+FLUSH_SECONDS = 3.0
+AT_ONCE = 8
 
 
 @dataclass
@@ -215,6 +218,33 @@ LIVES: dict[str, Life] = {
 @pytest.mark.parametrize("life", LIVES.values(), ids=LIVES)
 def test_nothing_is_kept(life: Life, stage: Stage) -> None:
     assert_flat(stage, life)
+
+
+def test_control_pages_are_charged_to_the_memory_of_who_makes_them(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack
+) -> None:
+    """TDR, TDCS and TDVPS are memory of the host that nobody else can use."""
+    tdx_cgroup.account_memory()
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    kvm = tdx_cleanup.enter_context(Kvm.open(worker))
+    # What is made once, and what the first of all is charged for.
+    many_tds(kvm, 1)[0].close()
+    tds = [tdx_cleanup.enter_context(kvm.create_td()) for _ in range(AT_ONCE)]
+    before = settled(tdx_cgroup)
+    for td in tds:
+        td.init_vm(td.default_params())
+    pages = sum(1 + td.children for td in Truth(tdx_host.agent).state().tds)
+    assert pages > AT_ONCE
+    assert settled(tdx_cgroup) - before >= pages * PAGE_SIZE
+
+
+def settled(cgroup: Cgroup) -> int:
+    """Return the kernel's memory in a cgroup, once it has been brought up to date."""
+    first, deadline = cgroup.kernel_memory, Deadline(FLUSH_SECONDS, "a cgroup's memory to be summed up")
+    while not deadline.expired():
+        if (now := cgroup.kernel_memory) != first:
+            return now
+    return first
 
 
 @pytest.mark.slow
