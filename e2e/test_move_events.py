@@ -25,6 +25,7 @@ from fixtures.host.base import TdxHost
 from fixtures.kvm import commands
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.files import Irqfd
 from fixtures.kvm.move import move_from
 
 pytestmark = MOVES
@@ -38,24 +39,34 @@ def assign(to: Assembly, event: int) -> None:
     to.worker.call(commands.irqfd(to.td.fd, event, GSI))
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_event_of_the_dead_source_is_the_destinations(
-    signals: int, launch: Launch, tdx_cleanup: ExitStack
-) -> None:
-    """The eventfd of a device that nobody stopped; signals that nobody has read count as one."""
-    source = launch("interrupt")
+def source_with_event(launch: Launch, cleanup: ExitStack) -> tuple[Assembly, Irqfd]:
+    """Return a TD that waits for the interrupt, and the eventfd that raises it."""
+    source = cleanup.enter_context(launch("interrupt"))
     assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
     source.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
-    event = tdx_cleanup.enter_context(source.td.irqfd(GSI))
-    destination = move_from(source, to=destination_of(source, tdx_cleanup))
-    for _ in range(signals):
-        event.signal()
-    source.close()
+    return source, cleanup.enter_context(source.td.irqfd(GSI))
+
+
+def assert_arrives_once(destination: Assembly, event: Irqfd) -> None:
+    """Hand the eventfd to the destination, which has had no interrupt or has one pending."""
     assign(destination, event.fd)
     (vcpu,) = destination.vcpus
     assert output.number_of(vcpu.run()) == 2
     # It halts: there was one interrupt.
     assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_event_of_the_dead_source_is_the_destinations(
+    signals: int, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """The eventfd of a device that nobody stopped; signals that nobody has read count as one."""
+    source, event = source_with_event(launch, tdx_cleanup)
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    for _ in range(signals):
+        event.signal()
+    source.close()
+    assert_arrives_once(destination, event)
 
 
 @pytest.mark.tdx_host(cpus=2)
@@ -66,10 +77,7 @@ def test_event_while_the_td_moves_arrives_exactly_once(
     """It is posted to the source's descriptor, and moves, or stays in the eventfd: later in each round."""
     for turn in range(rounds):
         with ExitStack() as cleanup:
-            source = cleanup.enter_context(launch("interrupt"))
-            assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
-            source.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
-            event = cleanup.enter_context(source.td.irqfd(GSI))
+            source, event = source_with_event(launch, cleanup)
             destination = destination_of(source, cleanup)
             places = tdx_host.agent.barrier(2)
             moving = destination.worker.start(
@@ -81,10 +89,7 @@ def test_event_while_the_td_moves_arrives_exactly_once(
             moving.result()
             signalling.result()
             source.close()
-            assign(destination, event.fd)
-            (vcpu,) = destination.vcpus
-            assert output.number_of(vcpu.run()) == 2
-            assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+            assert_arrives_once(destination, event)
 
 
 def test_msi_of_the_dead_source_is_refused(
