@@ -257,14 +257,6 @@ def test_second_finalize_is_refused(td_finalized: Assembly, contract: Contract) 
         td_finalized.td.finalize()
 
 
-def test_finalize_looks_at_no_flags(td_populated: Assembly, contract: Contract) -> None:
-    """``tdx_td_finalize`` does not read ``kvm_tdx_cmd.flags``: any value succeeds."""
-    td = td_populated.td
-    td.worker.call(commands.finalize_vm(td.fd, altered=Overrides(flags=0xFFFFFFFF)))
-    with refused(contract, Refusal.FINALIZE_TWICE):
-        td_populated.td.finalize()
-
-
 def test_td_without_memory_can_be_finalized(td_with_vcpus: Assembly) -> None:
     td_with_vcpus.finalize()
 
