@@ -70,7 +70,7 @@ def test_event_of_the_dead_source_is_the_destinations(
 
 
 @pytest.mark.tdx_host(cpus=2)
-@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_event_while_the_td_moves_arrives_exactly_once(
     rounds: int, launch: Launch, tdx_host: TdxHost
 ) -> None:

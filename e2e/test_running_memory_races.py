@@ -65,7 +65,7 @@ def again_and_again(worker: Worker, *calls: Call[Any]) -> Iterator[list[Any]]:
 
     def repeat() -> None:
         while not enough.is_set():
-            results.extend(worker.start(batch_call(calls, go_on=True, repeat=10)).result().results)
+            results.extend(worker.start(batch_call(calls, go_on=True, repeat=2)).result().results)
 
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(repeat)
