@@ -100,7 +100,7 @@ def test_cpu_is_alone_in_its_package(
         LinuxTd(qemu_tds, linux, firmware=linux.small_firmware, smp=smp, append=EARLY) as guest,
         shows("Q13", GuestFailed, match="Attempted to kill the idle task"),
     ):
-        guest.await_user_space()
+        guest.await_user_space(again=False)
         assert topology(guest) == expected
         assert guest.complaints() == []
 
