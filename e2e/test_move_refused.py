@@ -24,6 +24,7 @@ from fixtures.guests.running import inside, once, spin
 from fixtures.host.base import TdxHost
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
+from fixtures.kvm.build import Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.memory import Memory
@@ -138,6 +139,20 @@ def test_link_punches_no_hole_into_the_sources_memory(
         destination.placed[0].memfd.punch_hole()
     # The guest's program is in this memory.
     assert count(source) == counted(2)
+
+
+def test_link_that_is_closed_leaves_the_memory_to_the_source(
+    launch: Launch, owner: Worker, tdx_cleanup: ExitStack
+) -> None:
+    """If that freed the pages, the next TD would be given them, which the TDX module refuses."""
+    spare = Region(0x100000, 64 * PAGE_SIZE, data=bytes(64 * PAGE_SIZE))
+    source = launch("count", regions=[spare])
+    count(source)
+    with build.created(owner) as other:
+        for placed in source.placed:
+            owner.close_fd(owner.call(commands.link_guest_memfd(other.td.fd, placed.memfd.fd)))
+    assert count(launch("count", regions=[spare])) == counted(1)
+    assert count(move_from(source, to=destination_of(source, tdx_cleanup))) == counted(2)
 
 
 def test_links_are_refused(launch: Launch, kvm: Kvm, owner: Worker, contract: Contract) -> None:

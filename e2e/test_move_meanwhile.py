@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moves of TDs that come in the middle of something else, at a point that is known.
+
+``tdx_check_move`` in arch/x86/kvm/vmx/tdx.c and ``tdp_mmu_check_mirror_root`` in arch/x86/kvm/mmu/tdp_mmu.c
+of flavour ``proposed``.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from e2e.moves import MOVES, count, counted, destination_of
+from fixtures.agent import syscalls
+from fixtures.agent.call import Call, batch_call
+from fixtures.agent.client import Worker
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests.launch import Launch
+from fixtures.guests.running import asleep, halted, once
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import commands
+from fixtures.kvm.abi import PAGE_SIZE, Request
+from fixtures.kvm.errors import KvmError, errno_of
+from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import MemorySlot
+from fixtures.softseam import inject
+from fixtures.softseam.inject import Injection
+
+pytestmark = MOVES
+
+SYS_MINCORE, SYS_MADVISE = 27, 28
+MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 4, 15, 23
+SHARED = 64 << 20
+"""Bytes; in small pages the kernel takes some ten milliseconds to free them."""
+ATTEMPTS = 40
+PAUSES = (5, 10, 20, 40, 80)
+"""Numbers of messages that the moves come later than what they are to meet."""
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+@pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+")
+def test_destination_that_dies_while_the_move_waits_for_it_is_refused(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """The move waits for KVM_TDX_INIT_VM, which the TDX module fails, and that for a vCPU.
+
+    KVM_RUN of a vCPU that nobody has started sleeps until an INIT comes.
+    """
+    source = launch("count", vcpus=2)
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    worker, vcpu, params = source.worker, destination.vcpus[1], source.td.default_params()
+    running = once(vcpu, halted, vcpu.start)
+    with inject.armed(tdx_host.agent.files, Injection("TDH.MNG.CREATE", code=inject.TDX_SYS_NOT_READY)):
+        dying = worker.start(commands.init_vm(destination.td.fd, params))
+        asleep(dying, Request.KVM_MEMORY_ENCRYPT_OP)
+        moving = worker.start(commands.move_from(destination.td.fd, source.td.fd))
+        asleep(moving, Request.KVM_ENABLE_CAP)
+        assert isinstance(running.stop(), InterruptedExit)
+        assert errno_of(dying.result) == errno.EIO
+        assert errno_of(moving.result) == contract.errno(Refusal.MOVE_DEAD)
+    assert count(source) == counted(2, vcpus=2)
+    assert hkids.taken == 1
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_destination_whose_memory_is_being_taken_is_refused(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """The process frees shared memory of the destination, page after page."""
+    for pause in PAUSES:
+        with ExitStack() as cleanup:
+            source = cleanup.enter_context(launch("count"))
+            count(source)
+            destination = destination_of(source, cleanup)
+            memory = [cleanup.enter_context(Memory.map(source.worker, SHARED)) for _ in range(2)]
+            for vm, its in zip((source, destination), memory, strict=True):
+                vm.td.set_slot(MemorySlot(source.free_slot, 0x40000000, SHARED, its.address))
+            attempts = moves_while_memory_goes(
+                tdx_host,
+                source.worker,
+                memory[1],
+                commands.move_from(destination.td.fd, source.td.fd),
+                pause,
+            )
+            moved = 0 in [error for _, error, _ in attempts]
+            assert count(destination if moved else source) == counted(2)
+        inside = [error for first, error, last in attempts if last and not first]
+        if inside:
+            assert set(inside) == {contract.errno(Refusal.MOVE_BUSY)}
+            return
+    raise AssertionError("no move began while memory was being freed")
+
+
+def moves_while_memory_goes(
+    host: TdxHost, worker: Worker, memory: Memory, move: Call[int], pause: int
+) -> list[tuple[bool, int, bool]]:
+    """Free memory, and try a move meanwhile.
+
+    :returns: for each attempt, whether the first page was there before it, its errno, and whether the last
+        page was there after it.
+    """
+    for advice in (MADV_NOHUGEPAGE, MADV_POPULATE_WRITE):
+        worker.call(syscalls.syscall(SYS_MADVISE, memory.address, SHARED, advice))
+    with Memory.map(worker, PAGE_SIZE) as found:
+
+        def there(offset: int) -> list[Call[Any]]:
+            asked = syscalls.syscall(SYS_MINCORE, memory.address + offset, PAGE_SIZE, found.address)
+            return [asked, syscalls.mem_read(found.address, 1)]
+
+        attempt = [*there(0), move, *there(SHARED - PAGE_SIZE)]
+        first, second = host.agent.barrier(2)
+        free = syscalls.syscall(SYS_MADVISE, memory.address, SHARED, MADV_DONTNEED)
+        freeing = worker.start(batch_call([syscalls.barrier(first), free]))
+        trying = worker.start(
+            batch_call(
+                [syscalls.barrier(second), *[syscalls.ping()] * pause, *attempt * ATTEMPTS], go_on=True
+            )
+        )
+        assert freeing.result().results[-1].ret == 0
+        results = trying.result().results[1 + pause :]
+    return [
+        (before == b"\1", moved.errno if isinstance(moved, KvmError) else 0, after == b"\1")
+        for _, before, moved, _, after in zip(*[iter(results)] * len(attempt), strict=True)
+    ]
