@@ -221,6 +221,8 @@ def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: Qemu
             destination.await_event("RESUME")
             td = destination
         else:
+            # It runs before the event; the destination ends, unless it has the TD.
+            assert td.status == "running"
             assert destination.wait() == 1
         assert hkids.taken == 1
     assert counts(td) == [7, 7]
