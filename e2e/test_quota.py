@@ -14,8 +14,10 @@ import pytest
 from fixtures.agent.client import Worker
 from fixtures.cgroup import PERIOD_US, Cgroup
 from fixtures.deadline import until
-from fixtures.guests import output
+from fixtures.guests import output, ticks
 from fixtures.guests.launch import Launch
+from fixtures.guests.linux import LinuxFiles
+from fixtures.guests.linux_td import LinuxTd
 from fixtures.guests.moving import moved
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.running import inside, once
@@ -26,9 +28,10 @@ from fixtures.kvm.move import move_from, prepare_destination
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
+HZ = 20
 PERIODS = 5
 PERCENT, LITTLE_PERCENT = 25, 10
-"""Of one CPU.  With the second a QEMU takes half a minute to start."""
+"""Of one CPU.  With the second a QEMU takes half a minute to start, with the first a Linux minutes."""
 QUOTA_US = PERIOD_US * PERCENT // 100
 TICKS_US = 8_000
 """What the tasks may use beyond their quota until a tick notices; the next periods have it less."""
@@ -95,3 +98,28 @@ def test_qemu_starts_counts_and_moves(
     assert destination.quit() == 0
     assert hkids.taken == tdx_quota.current == 0
     assert tdx_quota.cpu_time.throttled
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+def test_linux_counts_and_moves(
+    movable_tds: QemuTds, linux: LinuxFiles, member: Worker, tdx_quota: Cgroup, hkids: Hkids
+) -> None:
+    """It boots before there is a quota; then no CPU's timer loses a step, and its kernel reports no stall."""
+    with LinuxTd(movable_tds, linux, firmware=linux.small_firmware, worker=member) as guest:
+        guest.await_user_space()
+        tdx_quota.set_quota(PERCENT)
+        tick = guest.start(f"tick {HZ}")
+        tick.wait_lines(4)
+        guest.move(member)
+        assert hkids.taken == tdx_quota.current == 1
+        tick.wait_lines(len(tick.lines) + 4)
+        of_cpus = ticks.stop(tick)
+        assert [one.cpu for one in of_cpus] == [0, 1]
+        assert all(one.is_whole(HZ) for one in of_cpus), of_cpus
+        assert guest.complaints() == []
+        assert tdx_quota.cpu_time.throttled
+        assert guest.power_off() == 0
+    assert hkids.taken == tdx_quota.current == 0
