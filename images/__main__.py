@@ -48,14 +48,16 @@ def parser() -> argparse.ArgumentParser:
     patches.add_argument("trees", nargs="+", type=Path, metavar="DIR", help="a kernel tree")
 
     series = commands.add_parser("series", help="write a series of our patches for git send-email")
-    series.add_argument("name", metavar="NAME", help="a series of images/series/series.toml: fixed, move")
+    series.add_argument(
+        "name", metavar="NAME", help="a series of images/series/series.toml: fixed, move, qemu"
+    )
     series.add_argument(
         "--sender", metavar="WHO", help='who signs off: "You <you@example.org>" (default: as git knows you)'
     )
     series.add_argument("--output", type=Path, metavar="DIR", help="the folder (default: series-NAME)")
     series.add_argument("--revision", type=int, default=1, metavar="N", help="of the series: [PATCH vN …]")
     series.add_argument(
-        "--tree", type=Path, metavar="DIR", help="a kernel tree, whose get_maintainer.pl names the recipients"
+        "--tree", type=Path, metavar="DIR", help="a tree whose get_maintainer.pl names the recipients"
     )
 
     commands.add_parser("list", help="list the cache: size, age, content hash")

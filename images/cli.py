@@ -102,7 +102,7 @@ def series(arguments: argparse.Namespace) -> int:
         # git appends the patch to the command.
         print(f"git send-email --to-cmd='cat {target / mail.RECIPIENTS}; true' {target}/*.patch")
     else:
-        print(f"git send-email --to=kvm@vger.kernel.org {target}/*.patch")
+        print(f"git send-email --to={chosen.mailing_list} {target}/*.patch")
         print("(--tree DIR has the tree's get_maintainer.pl name the others who want them)")
     return 0
 

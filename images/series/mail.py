@@ -35,12 +35,14 @@ class Series:
     :param patches: in order.
     :param subject: of the cover letter.
     :param text: of the cover letter.
+    :param mailing_list: where it goes if no tree names the recipients.
     """
 
     name: str
     patches: tuple[Path, ...]
     subject: str
     text: str
+    mailing_list: str
 
 
 def load(folder: Path = HERE) -> Mapping[str, Series]:
@@ -52,7 +54,7 @@ def load(folder: Path = HERE) -> Mapping[str, Series]:
         patches = [
             patch for part in values["folders"] for patch in sorted((folder.parent / part).glob("*.patch"))
         ]
-        found[name] = Series(name, tuple(patches), subject.strip(), text)
+        found[name] = Series(name, tuple(patches), subject.strip(), text, values["list"])
     return found
 
 
