@@ -7,6 +7,7 @@ question; the tests below it need more than one.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -25,15 +26,18 @@ from fixtures.host.contract_probe import Behaviour
 from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import Cap
+from fixtures.kvm.abi import PAGE_SIZE, Cap, Request
 from fixtures.kvm.build import Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.many import many_tds
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.td import Td
+from fixtures.kvm.vcpu import Vcpu
 from images.kernel import flavours
 
 ROUNDS = 20
+KVM_VCPU_TSC_CTRL = KVM_VCPU_TSC_OFFSET = 0
 
 
 @pytest.fixture
@@ -139,6 +143,14 @@ def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_t
     assert hkids.taken == 0
 
 
+def tsc_offset(vcpu: Vcpu) -> int:
+    """Return what KVM adds to the host's TSC for a vCPU's timers (KVM_VCPU_TSC_OFFSET)."""
+    with Memory.map(vcpu.worker, PAGE_SIZE) as found:
+        attribute = struct.pack("=IIQQ", 0, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, found.address)
+        vcpu.worker.call(commands.ioctl(vcpu.fd, Request.KVM_GET_DEVICE_ATTR, attribute))
+        return int.from_bytes(found.read(0, 8), "little")
+
+
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("init-after-vcpu")
 @pytest.mark.usefixtures("init_may_follow")
@@ -154,7 +166,7 @@ def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
     assert prober.init_for(td, prober.usual) == OK
     vcpu.set_cpuid2()
     vcpu.init_vcpu()
-    td.create_vcpu(1)
+    assert tsc_offset(vcpu) == tsc_offset(td.create_vcpu(1)) != 0
 
 
 @pytest.mark.tdx_host(cpus=2)

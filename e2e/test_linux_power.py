@@ -84,6 +84,7 @@ def test_boots_anew_after_a_reset(
     assert_gone()
 
 
+@pytest.mark.slow
 def test_panic_is_a_reset(
     hkids: Hkids, qemu_tds: QemuTds, linux: LinuxFiles, assert_gone: Callable[[], None]
 ) -> None:
