@@ -322,6 +322,8 @@ def test_td_has_no_irqchip_in_the_kernel(kvm: Kvm, contract: Contract) -> None:
 @pytest.mark.tdx_offers("cap-lower")
 @pytest.mark.parametrize("place", [1, 2, 3])
 def test_maximum_takes_no_second_argument(place: int, td_created: Assembly, contract: Contract) -> None:
+    if contract.errno(Promise.CAP_LOWER):
+        pytest.skip(f"{contract.name} lets nobody set the number")
     arguments = [1, *(int(index == place) for index in (1, 2, 3))]
     with answers(contract, Promise.CAP_RESERVED):
         td_created.td.enable_cap(Cap.MAX_VCPUS, *arguments)
