@@ -51,7 +51,7 @@ NX_HUGE_PAGES = "/sys/module/kvm/parameters/nx_huge_pages"
 """A change makes the page tables of all VMs obsolete (``kvm_mmu_zap_all_fast``)."""
 PRE_FAULT_SECONDS = 4.0
 """Limit for 100 pre-faults of one page, which take a few ms."""
-CONVERSIONS = 60
+CONVERSIONS = 100
 ENTRY_SECONDS = 4.0
 """Limit for a conversion, which takes a few ms."""
 LONG = pytest.mark.slow, pytest.mark.timeout(900)
