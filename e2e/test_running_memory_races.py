@@ -187,21 +187,30 @@ def hole(memfd: int, offset: int) -> Call[Any]:
 # page tables that become obsolete
 
 
+@contextmanager
+def page_tables_become_obsolete(host: TdxHost) -> Iterator[None]:
+    """Change a parameter of KVM again and again.  It is every VM's, so only a host of ours is good for it."""
+    files = host.agent.files
+    before = files.read_text(NX_HUGE_PAGES).strip()
+    changes = [syscalls.write_file(NX_HUGE_PAGES, value) for value in (b"Y", b"N")]
+    try:
+        with host.agent.spawn() as other, again_and_again(other, *changes):
+            yield
+    finally:
+        files.write(NX_HUGE_PAGES, before)
+
+
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_needs("ground-truth")
 @pytest.mark.tdx_finding("F13", **F13, race=True)
 @pytest.mark.parametrize("private", [False, True], ids=["shared", "private"])
 def test_pre_fault_ends_though_page_tables_become_obsolete(
-    private: bool, launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack
+    private: bool, launch: Launch, tdx_host: TdxHost
 ) -> None:
-    """A parameter of KVM is changed meanwhile.  It is every VM's, so only a host of ours is good for it."""
-    files, other = tdx_host.agent.files, tdx_cleanup.enter_context(tdx_host.agent.spawn())
-    tdx_cleanup.callback(files.write, NX_HUGE_PAGES, files.read_text(NX_HUGE_PAGES).strip())
     built = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)])
     built.td.set_memory_attributes(TOUCHED, PAGE_SIZE, private=private)
     pre_fault = commands.pre_fault_memory(built.vcpus[0].fd, TOUCHED, PAGE_SIZE)
-    changes = [syscalls.write_file(NX_HUGE_PAGES, value) for value in (b"Y", b"N")]
-    with again_and_again(other, *changes):
+    with page_tables_become_obsolete(tdx_host):
         for _ in range(5):
             populating = built.worker.start(batch_call([pre_fault], repeat=100))
             try:
@@ -214,15 +223,10 @@ def test_pre_fault_ends_though_page_tables_become_obsolete(
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_needs("ground-truth")
 @pytest.mark.tdx_finding("F32", flavours=("upstream",), race=True)
-def test_guest_goes_on_though_page_tables_become_obsolete(
-    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack
-) -> None:
+def test_guest_goes_on_though_page_tables_become_obsolete(launch: Launch, tdx_host: TdxHost) -> None:
     """It converts memory; a page that it accepts is mapped by a fault that KVM repeats by itself."""
-    files, other = tdx_host.agent.files, tdx_cleanup.enter_context(tdx_host.agent.spawn())
-    tdx_cleanup.callback(files.write, NX_HUGE_PAGES, files.read_text(NX_HUGE_PAGES).strip())
     built = launch("convert", rcx=CONVERSIONS, regions=[Region(CONVERTED, 4 * PAGE_SIZE)])
-    changes = [syscalls.write_file(NX_HUGE_PAGES, value) for value in (b"Y", b"N")]
-    with again_and_again(other, *changes), shows("F32", DeadlineExceeded):
+    with page_tables_become_obsolete(tdx_host), shows("F32", DeadlineExceeded):
         told = convert(built, built.vcpus[0], CONVERSIONS, ENTRY_SECONDS)
         assert told == list(range(1, CONVERSIONS + 1))
 
