@@ -154,6 +154,12 @@ class Cache:
             yield waited
 
     @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[Path]:
+        """Have a file of the cache for oneself while it is read and replaced; returns its path."""
+        with _locked(self._lock_file(name)):
+            yield self.root / name
+
+    @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """A new folder for one build, removed when the block is left, whatever happens.
 

@@ -61,7 +61,8 @@ class LastUsed:
     """
 
     def __init__(self, cache: Cache, name: str) -> None:
-        self._path = cache.root / name
+        self._cache = cache
+        self._name = name
 
     def recall(self, asked: str | None = None) -> Source | None:
         """The source that was used last for a request: a version, or None for any."""
@@ -70,17 +71,17 @@ class LastUsed:
 
     def record(self, asked: str | None, source: Source) -> None:
         """Remember the source for the request, and for its own version."""
-        known = self._read()
-        for key in {asked or "", source.version}:
-            known[key] = asdict(source)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
-        new.replace(self._path)
+        with self._cache.changing(self._name) as path:
+            known = self._read()
+            for key in {asked or "", source.version}:
+                known[key] = asdict(source)
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+            new.replace(path)
 
     def _read(self) -> dict[str, dict[str, str]]:
         try:
-            known: dict[str, dict[str, str]] = json.loads(self._path.read_text())
+            known: dict[str, dict[str, str]] = json.loads((self._cache.root / self._name).read_text())
         except FileNotFoundError:
             return {}
         return known
