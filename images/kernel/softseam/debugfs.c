@@ -16,6 +16,7 @@
 
 #include "abi.h"
 #include "cpu.h"
+#include "hold.h"
 #include "inject.h"
 #include "kot.h"
 #include "leaf.h"
@@ -190,11 +191,6 @@ static int inject_show(struct seq_file *m, void *v)
 	return 0;
 }
 
-static int inject_open(struct inode *inode, struct file *file)
-{
-	return single_open(file, inject_show, NULL);
-}
-
 static ssize_t inject_write(struct file *file, const char __user *from, size_t len, loff_t *pos)
 {
 	char buf[128] = {}, name[40];
@@ -219,24 +215,43 @@ static ssize_t inject_write(struct file *file, const char __user *from, size_t l
 	return ret ?: len;
 }
 
-static const struct file_operations inject_fops = {
-	.owner = THIS_MODULE,
-	.open = inject_open,
-	.read = seq_read,
-	.write = inject_write,
-	.llseek = seq_lseek,
-	.release = single_release,
-};
+DEFINE_SHOW_STORE_ATTRIBUTE(inject);
+
+static int hold_show(struct seq_file *m, void *v)
+{
+	seam_hold_show(m);
+	return 0;
+}
+
+static ssize_t hold_write(struct file *file, const char __user *from, size_t len, loff_t *pos)
+{
+	char buf[128] = {}, name[40];
+	u32 cpu, nth, ms;
+	int leaf, ret;
+
+	if (len >= sizeof(buf))
+		return -E2BIG;
+	if (copy_from_user(buf, from, len))
+		return -EFAULT;
+	if (sysfs_streq(buf, "release")) {
+		seam_hold_release();
+		return len;
+	}
+	if (sscanf(buf, "leaf=%39s cpu=%u nth=%u ms=%u", name, &cpu, &nth, &ms) != 4)
+		return -EINVAL;
+	leaf = seam_leaf_by_name(name);
+	if (leaf < 0)
+		return leaf;
+	ret = seam_hold_arm(leaf, cpu, nth, ms);
+	return ret ?: len;
+}
+
+DEFINE_SHOW_STORE_ATTRIBUTE(hold);
 
 static int seamcall_show(struct seq_file *m, void *v)
 {
 	seam_manual_show(m);
 	return 0;
-}
-
-static int seamcall_open(struct inode *inode, struct file *file)
-{
-	return single_open(file, seamcall_show, NULL);
 }
 
 static ssize_t seamcall_write(struct file *file, const char __user *from, size_t len, loff_t *pos)
@@ -252,14 +267,7 @@ static ssize_t seamcall_write(struct file *file, const char __user *from, size_t
 	return ret ?: len;
 }
 
-static const struct file_operations seamcall_fops = {
-	.owner = THIS_MODULE,
-	.open = seamcall_open,
-	.read = seq_read,
-	.write = seamcall_write,
-	.llseek = seq_lseek,
-	.release = single_release,
-};
+DEFINE_SHOW_STORE_ATTRIBUTE(seamcall);
 
 static ssize_t donated_read(struct file *file, char __user *to, size_t len, loff_t *pos)
 {
@@ -294,6 +302,7 @@ static int __init softseam_debugfs(void)
 	debugfs_create_file("leaves", 0400, dir, NULL, &leaves_fops);
 	debugfs_create_file("errors", 0400, dir, NULL, &errors_fops);
 	debugfs_create_file("inject", 0600, dir, NULL, &inject_fops);
+	debugfs_create_file("hold", 0600, dir, NULL, &hold_fops);
 	debugfs_create_file("seamcall", 0600, dir, NULL, &seamcall_fops);
 	debugfs_create_file("donated", 0600, dir, NULL, &donated_fops);
 	return 0;

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* SEAMCALL: finds the leaf's function and checks that it may be called now. */
+#include <asm/processor-flags.h>
+
 #include "abi.h"
 #include "dispatch.h"
 #include "enter.h"
+#include "hold.h"
 #include "inject.h"
 #include "kot.h"
 #include "leaf.h"
@@ -92,8 +95,12 @@ u64 seam_dispatch(struct pt_regs *regs)
 		return ret;
 
 	seam_leaf_called(nr);
-	if (!ret && !seam_injected(nr, &ret))
+	if (!ret && !seam_injected(nr, &ret)) {
+		if (regs->flags & X86_EFLAGS_IF)
+			seam_hold_enter(nr);
 		ret = leaf->fn(regs);
+		seam_hold_leave();
+	}
 	if (nr == LEAF_PHYMEM_CACHE_WB && ret == SEAM_INTERRUPTED_RESUMABLE)
 		kot_interrupt_cache_wb();
 	/* VP.ENTER's low half is an exit reason, not an error. */

@@ -13,6 +13,8 @@
 #include <linux/limits.h>
 #include <linux/types.h>
 
+#include "hold.h"
+
 struct seam_lock {
 	u16 holders;
 };
@@ -41,14 +43,17 @@ static inline bool seam_trylock_shared(struct seam_lock *lock)
 
 static inline void seam_unlock_excl(struct seam_lock *lock)
 {
+	seam_hold_before_unlock();
 	/* Pairs with the try_cmpxchg() of the next holder. */
 	smp_store_release(&lock->holders, 0);
 }
 
 static inline void seam_unlock_shared(struct seam_lock *lock)
 {
-	u16 old = READ_ONCE(lock->holders);
+	u16 old;
 
+	seam_hold_before_unlock();
+	old = READ_ONCE(lock->holders);
 	while (!try_cmpxchg(&lock->holders, &old, old - 1))
 		;
 }

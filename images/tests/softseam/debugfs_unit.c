@@ -2,14 +2,11 @@
 /* Reports of TDs whose pages the host reclaims and overwrites meanwhile. */
 #include "stub.h"
 
-struct inode;
 struct file;
 struct dentry;
 
 struct file_operations {
-	void *owner;
-	int (*open)(struct inode *inode, struct file *file);
-	void *llseek, *release;
+	void *owner, *llseek;
 	ssize_t (*read)(struct file *file, char *to, size_t len, loff_t *pos);
 	ssize_t (*write)(struct file *file, const char *from, size_t len, loff_t *pos);
 };
@@ -17,16 +14,16 @@ struct file_operations {
 #define THIS_MODULE NULL
 #define DEFINE_SHOW_ATTRIBUTE(name) \
 	static int (*name##_fops)(struct seq_file *m, void *v) __maybe_unused = name##_show
+#define DEFINE_SHOW_STORE_ATTRIBUTE(name) \
+	DEFINE_SHOW_ATTRIBUTE(name); \
+	static ssize_t (*name##_store)(struct file *file, const char *from, size_t len, \
+				       loff_t *pos) __maybe_unused = name##_write
 #define DEFINE_MUTEX(name) int name __maybe_unused
 #define mutex_lock(lock) do { } while (0)
 #define mutex_unlock(lock) do { } while (0)
 #define copy_from_user(to, from, len) (memcpy(to, from, len), 0)
 #define sysfs_streq(a, b) (!strcmp(a, b))
-#define single_open(file, show, data) ((show)(NULL, NULL))
-#define seq_read NULL
-#define seq_lseek NULL
 #define default_llseek NULL
-#define single_release NULL
 #define debugfs_create_dir(name, parent) NULL
 #define debugfs_create_file(name, mode, dir, data, fops) ((void)(dir), (void)(fops))
 #define late_initcall(fn) static int (*initcall)(void) __maybe_unused = fn
@@ -41,6 +38,11 @@ enum seam_sys_state seam_sys_state;
 bool seam_active(void) { return true; }
 unsigned int seam_nr_leaves(void) { return 0; }
 int seam_leaf_by_name(const char *name) { return 0; }
+struct task_struct *seam_hold_owner;
+void seam_hold(void) { }
+int seam_hold_arm(unsigned int leaf, unsigned int cpu, u32 nth, u32 ms) { return 0; }
+void seam_hold_release(void) { }
+void seam_hold_show(struct seq_file *m) { }
 int seam_inject_arm(unsigned int leaf, u32 nth, u32 count, u64 code) { return 0; }
 void seam_inject_clear(void) { }
 void seam_inject_show(struct seq_file *m) { }

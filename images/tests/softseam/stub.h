@@ -26,6 +26,7 @@
 #define __init
 #define __maybe_unused __attribute__((unused))
 #define __user
+#define unlikely(x) (x)
 #define U16_MAX UINT16_MAX
 #define PAGE_SHIFT 12
 #define PAGE_SIZE (1UL << PAGE_SHIFT)
@@ -53,6 +54,10 @@ struct pt_regs {
 	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
 	unsigned long orig_ax, ip, cs, flags, sp, ss;
 };
+
+struct task_struct { int stub; };
+
+static struct task_struct *const current __maybe_unused = &(struct task_struct) { 0 };
 
 static struct { int x86_phys_bits; } boot_cpu_data __maybe_unused = { 46 };
 
