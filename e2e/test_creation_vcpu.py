@@ -58,6 +58,16 @@ def test_rate_of_a_vcpus_tsc_cannot_be_set(vcpu: Vcpu) -> None:
     assert refusals() == {errno.EINVAL}
 
 
+def test_registers_of_a_vcpu_can_neither_be_seen_nor_changed(vcpu: Vcpu, contract: Contract) -> None:
+    """From its creation on, though it has no registers before KVM_TDX_INIT_VCPU."""
+    for initialize in (None, vcpu.init_vcpu):
+        if initialize is not None:
+            initialize()
+        for request in abi.OF_REGISTERS:
+            with refused(contract, Refusal.VCPU_STATE):
+                vcpu.worker.call(commands.ioctl(vcpu.fd, request, bytes(abi.PAGE_SIZE)))
+
+
 # INIT_VCPU
 
 

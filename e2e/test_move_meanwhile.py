@@ -19,7 +19,7 @@ from fixtures.agent.call import Call, batch_call
 from fixtures.agent.client import Worker
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests.launch import Launch
-from fixtures.guests.running import asleep, halted, once
+from fixtures.guests.running import asleep, begun, halted, once
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import commands
@@ -67,6 +67,28 @@ def test_destination_that_dies_while_the_move_waits_for_it_is_refused(
         assert errno_of(moving.result) == contract.errno(Refusal.MOVE_DEAD)
     assert count(source) == counted(2, vcpus=2)
     assert hkids.taken == 1
+
+
+@pytest.mark.tdx_host(cpus=2)
+def test_moves_that_cross_wait_for_the_same_vm_first(
+    launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """Both come while both VMs are locked by a KVM_TDX_INIT_VM that waits for a vCPU."""
+    source = launch("count", vcpus=2)
+    worker, params = source.worker, source.td.default_params()
+    pair = [destination_of(source, tdx_cleanup) for _ in range(2)]
+    running = [once(vm.vcpus[1], halted, vm.vcpus[1].start) for vm in pair]
+    initializing = [begun(worker, commands.init_vm(vm.td.fd, params)) for vm in pair]
+    moving = [
+        begun(worker, commands.move_from(to.td.fd, of.td.fd))
+        for to, of in zip(pair, reversed(pair), strict=True)
+    ]
+    assert not any(job.done() for job in (*initializing, *moving))
+    for job in running:
+        assert isinstance(job.stop(), InterruptedExit)
+    for job in initializing:
+        job.result()
+    assert {errno_of(job.result) for job in moving} == {contract.errno(Refusal.MOVE_INITIALIZED)}
 
 
 @pytest.mark.tdx_host(cpus=2)

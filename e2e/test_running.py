@@ -14,7 +14,7 @@ from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON, TEXT, VALUE
 from fixtures.host.cpus import Cpus
 from fixtures.kvm import commands
-from fixtures.kvm.abi import PAGE_SIZE, Cap, Request
+from fixtures.kvm.abi import OF_REGISTERS, PAGE_SIZE, Cap
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.exits import FatalErrorExit, IoExit, ShutdownExit
 from fixtures.kvm.vcpu import Vcpu
@@ -161,31 +161,11 @@ def test_instructions_that_the_module_does_not_execute_come_back_as_ve(launch: L
 
 # the state of a vCPU
 
-STATE = (
-    Request.KVM_GET_REGS,
-    Request.KVM_SET_REGS,
-    Request.KVM_GET_SREGS,
-    Request.KVM_SET_SREGS,
-    Request.KVM_GET_SREGS2,
-    Request.KVM_SET_SREGS2,
-    Request.KVM_GET_FPU,
-    Request.KVM_SET_FPU,
-    Request.KVM_GET_LAPIC,
-    Request.KVM_SET_LAPIC,
-    Request.KVM_SET_GUEST_DEBUG,
-    Request.KVM_GET_DEBUGREGS,
-    Request.KVM_SET_DEBUGREGS,
-    Request.KVM_GET_XSAVE,
-    Request.KVM_SET_XSAVE,
-    Request.KVM_GET_XCRS,
-    Request.KVM_SET_XCRS,
-)
-
 
 def test_user_space_can_neither_see_nor_change_registers(launch: Launch, contract: Contract) -> None:
     (vcpu,) = launch("count").vcpus
     output.numbers(vcpu, 2)
-    for request in STATE:
+    for request in OF_REGISTERS:
         with refused(contract, Refusal.VCPU_STATE):
             vcpu.worker.call(commands.ioctl(vcpu.fd, request, bytes(PAGE_SIZE)))
     assert output.numbers(vcpu, 1) == [2]
