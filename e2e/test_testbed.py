@@ -13,6 +13,7 @@ from fixtures.agent import syscalls
 from fixtures.agent.call import batch_call
 from fixtures.agent.client import Worker
 from fixtures.deadline import Deadline, until
+from fixtures.guests.linux import LinuxFiles
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.host.nested import NestedHost
@@ -51,6 +52,18 @@ def test_capacity_is_what_the_firmware_left_for_tds(tdx_host: TdxHost) -> None:
 def test_host_has_the_shape_that_it_says(tdx_host: TdxHost) -> None:
     assert tdx_host.facts.present_cpus == tdx_host.shape.cpus
     assert tdx_host.facts.packages == tdx_host.shape.sockets
+
+
+@pytest.mark.tdx_needs("snapshot")
+def test_nothing_of_a_test_runs_on_the_first_cpu_of_a_host_for_linux(
+    tdx_host: TdxHost, owner: Worker, linux: LinuxFiles
+) -> None:
+    """QEMU may undo a change of that CPU's flags whenever a guest restores x87 state (finding Q10)."""
+    _, *others = range(tdx_host.shape.cpus)
+    assert len(others) >= 2
+    assert linux
+    assert owner.call(syscalls.affinity()) == [others[0]]
+    assert owner.start(syscalls.affinity()).result() == others
 
 
 NESTED_CPU = {"svm", "npt", "vmx", "movdir64b", "ss", "arch_capabilities", "tdx_host_platform"}

@@ -10,6 +10,7 @@
  * Kernel command line:
  *   tdx_e2e.modules=/dev/vdb   disk with the kernel's modules; its file "autoload" says which to load
  *   tdx_e2e.qemu=/dev/vdc      disk with the QEMU that moves TDs, for QEMU below
+ *   tdx_e2e.guests=/dev/vdd    disk with the Linux for TDs; what runs here leaves CPU 0 to the kernel
  *   tdx_e2e.shell              a root shell on the console, for a person; leaving it powers off
  *
  * sshd starts once both of its keys are there: at boot if QEMU has them as fw_cfg files
@@ -26,6 +27,7 @@
 #include <net/if.h>
 #include <net/route.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -465,6 +467,22 @@ static void serve(const sigset_t *signals)
 	}
 }
 
+/*
+ * A CPU that restores x87 state, as a Linux in a TD does all the time, may undo
+ * a change of the first CPU's flags under QEMU's TCG (FINDINGS.md, Q10): no guest
+ * may run there.
+ */
+static void leave_first_cpu(void)
+{
+	cpu_set_t cpus;
+
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) || CPU_COUNT(&cpus) < 2)
+		return;
+	CPU_CLR(0, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus))
+		say("error: sched_setaffinity: %s", strerror(errno));
+}
+
 int main(void)
 {
 	const struct rlimit files = { 65536, 65536 };
@@ -489,6 +507,8 @@ int main(void)
 	mount_all();
 	if (read_file("/proc/cmdline", cmdline, sizeof(cmdline)) < 0)
 		say("error: /proc/cmdline: %s", strerror(errno));
+	if (parameter("tdx_e2e.guests"))
+		leave_first_cpu();
 	start_agent(&listening, &ready);
 	if (sethostname("tdx-e2e", 7))
 		say("error: host name: %s", strerror(errno));
