@@ -17,6 +17,7 @@ from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline, until
 from fixtures.errors import DeadlineExceeded
 from fixtures.guests import output
+from fixtures.host.allocations import kept, live
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.host.resources import allocated, growing, references
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup", "ground-truth", "seamcall-faul
 ROUNDS, READINGS, MOST_READINGS = 8, 4, 12
 """What varies by itself may grow a few times in a row: then there are more readings, in each of which what is
 kept grows."""
+LIVES_COUNTED = 3
 GSI = 5
 VECTOR = 0x51
 MEMORY = Region(0x100000, 2 * PAGE_SIZE, b"\x5a" * 2 * PAGE_SIZE)
@@ -174,6 +176,15 @@ def assert_flat(stage: Stage, life: Life, rounds: int = ROUNDS) -> None:
     assert growing(readings, rounds) == {}
 
 
+def assert_all_freed(stage: Stage, life: Life) -> None:
+    """By each line of KVM, to one allocation."""
+    life(stage)
+    before = live(stage.host.agent)
+    for _ in range(LIVES_COUNTED):
+        life(stage)
+    assert kept(stage.host.agent, before) == {}
+
+
 @pytest.fixture
 def stage(
     tdx_host: TdxHost,
@@ -218,6 +229,32 @@ LIVES: dict[str, Life] = {
 @pytest.mark.parametrize("life", LIVES.values(), ids=LIVES)
 def test_nothing_is_kept(life: Life, stage: Stage) -> None:
     assert_flat(stage, life)
+
+
+@pytest.mark.tdx_needs("allocations")
+@pytest.mark.parametrize(
+    "life",
+    [
+        *(pytest.param(life, id=name) for name, life in LIVES.items()),
+        pytest.param(unfinished, id="unfinished"),
+        *(
+            pytest.param(
+                fails(leaf, inject.TDX_SYS_NOT_READY), id=leaf, marks=pytest.mark.tdx_splat_expected(WARNING)
+            )
+            for leaf in FAILING
+        ),
+    ],
+)
+def test_kvm_frees_all_that_it_allocates(life: Life, stage: Stage) -> None:
+    assert_all_freed(stage, life)
+
+
+@pytest.mark.tdx_needs("allocations")
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+@pytest.mark.parametrize("life", [moved, moves_that_fail])
+def test_kvm_frees_all_that_a_move_allocates(life: Life, stage: Stage) -> None:
+    assert_all_freed(stage, life)
 
 
 def test_control_pages_are_charged_to_the_memory_of_who_makes_them(
