@@ -226,6 +226,17 @@ def test_nmi_during_the_handler_of_one_waits_for_its_end(launch: Launch) -> None
         assert vcpu.pending_nmis() == 0
 
 
+def test_nmis_that_wait_together_are_one(launch: Launch) -> None:
+    """The guest looks after all sources of NMIs in the handler of one (``tdx_inject_nmi``)."""
+    (vcpu,) = launch("nmi").vcpus
+    assert output.numbers(vcpu, 1) == [0]
+    for count in (1, 2):
+        vcpu.nmi()
+        vcpu.nmi()
+        assert output.numbers(vcpu, 1) == [1 << 8 | count]
+        assert vcpu.pending_nmis() == 0
+
+
 def test_nmi_waits_until_the_guest_has_asked_about_a_ve(launch: Launch) -> None:
     """A #VE in the NMI's handler would be a double fault otherwise."""
     (vcpu,) = launch("nmi", rcx=1).vcpus
