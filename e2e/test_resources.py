@@ -127,6 +127,12 @@ def moves_that_fail(stage: Stage) -> None:
         assert output.numbers(source.vcpus[0], 1) == [1]
 
 
+def moved_without_memory(stage: Stage) -> None:
+    """Moves before it has had a page, and so a page table, of its own."""
+    with build.with_vcpus(stage.worker).finalize() as source, prepare_destination(source) as destination:
+        move_from(source, to=destination)
+
+
 def init_vm(stage: Stage, *changes: Callable[[InitVmParams], InitVmParams]) -> None:
     """A KVM_TDX_INIT_VM that fails, on a VM of its own for each change."""
     right = default_params(stage.worker)
@@ -252,7 +258,7 @@ def test_kvm_frees_all_that_it_allocates(life: Life, stage: Stage) -> None:
 @pytest.mark.tdx_needs("allocations")
 @pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
-@pytest.mark.parametrize("life", [moved, moves_that_fail])
+@pytest.mark.parametrize("life", [moved, moved_without_memory, moves_that_fail])
 def test_kvm_frees_all_that_a_move_allocates(life: Life, stage: Stage) -> None:
     assert_all_freed(stage, life)
 
