@@ -60,12 +60,15 @@ def test_rate_of_a_vcpus_tsc_cannot_be_set(vcpu: Vcpu) -> None:
 
 def test_registers_of_a_vcpu_can_neither_be_seen_nor_changed(vcpu: Vcpu, contract: Contract) -> None:
     """From its creation on, though it has no registers before KVM_TDX_INIT_VCPU."""
-    for initialize in (None, vcpu.init_vcpu):
-        if initialize is not None:
-            initialize()
+
+    def assert_closed() -> None:
         for request in abi.OF_REGISTERS:
             with refused(contract, Refusal.VCPU_STATE):
                 vcpu.worker.call(commands.ioctl(vcpu.fd, request, bytes(abi.PAGE_SIZE)))
+
+    assert_closed()
+    vcpu.init_vcpu()
+    assert_closed()
 
 
 # INIT_VCPU

@@ -114,20 +114,14 @@ def leaves_of_request(race: Race, first: int, host: TdxHost, owner: Worker) -> l
     return leaves
 
 
+@pytest.mark.parametrize(
+    "most", [pytest.param(1, id="one"), pytest.param(ALL, id="all", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", LASTING)
 def test_request_that_comes_while_a_seamcall_of_its_td_lasts_ends_as_in_some_order(
-    name: str, tdx_host: TdxHost, owner: Worker, hkids: Hkids
+    name: str, most: int, tdx_host: TdxHost, owner: Worker, hkids: Hkids
 ) -> None:
-    hold_in_races(RACES[name], tdx_host, owner, 1)
-    assert hkids.taken == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LASTING)
-def test_request_that_comes_while_any_seamcall_of_its_td_lasts_ends_as_in_some_order(
-    name: str, tdx_host: TdxHost, owner: Worker, hkids: Hkids
-) -> None:
-    hold_in_races(RACES[name], tdx_host, owner, ALL)
+    hold_in_races(RACES[name], tdx_host, owner, most)
     assert hkids.taken == 0
 
 
