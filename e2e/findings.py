@@ -17,3 +17,10 @@ F2: dict[str, Any] = {
 }
 F12: dict[str, Any] = {"flavours": ("upstream",)}
 F13: dict[str, Any] = {"flavours": ("upstream",)}
+F33: dict[str, Any] = {
+    "flavours": ("upstream",),
+    # KVM_BUG_ON() in tdh_vp_wr_failed(), which the compiler may inline.
+    "splat": r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+ at (tdh_vp_wr_failed|tdx_vcpu_(unlocked_ioctl|init))\+",
+    "ledger": r"^(cgroup \S+: 0 HKIDs in use before the test, 1 after$|HKID left: .* state=configured "
+    r"|TD left: .* op=initialized vcpus=\d+ vcpus_assoc=[1-9]\d* |pages left: .* type=(tdcx|tdvpr) )",
+}

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fixtures.agent import syscalls
-from fixtures.agent.call import Call
+from fixtures.agent.call import Call, batch_call
 from fixtures.agent.client import Worker
 from fixtures.agent.errors import RemoteOSError
 from fixtures.kvm import abi, build, commands
@@ -107,6 +107,11 @@ def make_shared(td: Assembly) -> Call[Any]:
 def make_private(td: Assembly) -> Call[Any]:
     region = td.placed[-1].region
     return commands.set_memory_attributes(td.td.fd, region.gpa, region.size, PRIVATE)
+
+
+def on(cpus: Sequence[int], call: Call[Any]) -> Call[Any]:
+    """Make a call in a thread that runs on some CPUs only; its result is the second of the batch's."""
+    return batch_call([syscalls.affinity(cpus), call, syscalls.affinity()])
 
 
 def close_vm(td: Assembly) -> Call[Any]:

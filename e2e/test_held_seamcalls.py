@@ -7,36 +7,45 @@ returns TDX_OPERAND_BUSY, which KVM may only see where it tries again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import pytest
 
+from e2e.findings import F33
 from e2e.races import (
+    PAGE,
     RACES,
     Ask,
     Prepare,
     Race,
     add_page,
     created,
+    delete_slot,
     error_of,
     finalize,
     init_vcpu,
     init_vm,
+    make_shared,
+    on,
     orders,
     placed,
     prepared,
     with_raw_vcpu,
 )
 from fixtures.agent import syscalls
-from fixtures.agent.call import Call, batch_call
-from fixtures.agent.client import Agent, Worker
+from fixtures.agent.call import BatchResult, Call, batch_call
+from fixtures.agent.client import Agent, Job, Worker
+from fixtures.findings import shows
 from fixtures.guests.running import begun
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import build
-from fixtures.kvm.build import Assembly
+from fixtures.kvm import abi, build, commands
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.errors import KvmError
+from fixtures.kvm.memory import Memory
 from fixtures.softseam.hold import held
 from fixtures.softseam.truth import Truth
 
@@ -46,6 +55,7 @@ pytestmark = [
 ]
 
 
+_SCHED_SETAFFINITY = 203  # x86-64
 ALL = 100
 LASTING = sorted(RACES.keys() - {"create-vcpu-twice"})
 """Races with a request that makes SEAMCALLs."""
@@ -57,11 +67,6 @@ def leaves_of(agent: Agent, request: Callable[[], object]) -> list[str]:
     before = truth.leaves()
     request()
     return [name for name, leaf in truth.leaves().items() if leaf.calls != before[name].calls]
-
-
-def on(cpus: Sequence[int], call: Call[Any]) -> Call[Any]:
-    """Make a call in a thread that runs on some CPUs only."""
-    return batch_call([syscalls.affinity(cpus), call])
 
 
 def errors_of(
@@ -158,4 +163,83 @@ def test_td_comes_and_goes_while_a_seamcall_of_another_lasts(
             assert found == [0, 0], f"while {leaf} lasts"
             tried += lasted
     assert tried
+    assert hkids.taken == 0
+
+
+# Threads that move
+
+
+def move_threads(worker: Worker, mover: Worker, mask: Memory) -> Job[BatchResult]:
+    """Begin to take all threads of a worker to other CPUs: who is in the middle of a SEAMCALL goes after it.
+
+    :param mask: the CPUs as the kernel's bits, in the mover.
+    """
+    tasks = [int(name) for name in worker.agent.files.listdir(f"/proc/{worker.pid}/task")]
+    calls = [syscalls.syscall(_SCHED_SETAFFINITY, task, mask.size, mask.address) for task in tasks]
+    return begun(mover, batch_call(calls))
+
+
+def with_empty_page(worker: Worker) -> Assembly:
+    """A TD that may run, with a page that it has not got yet."""
+    return build.finalized(worker).place(Region(PAGE.gpa, PAGE_SIZE))
+
+
+def pre_fault(td: Assembly) -> Call[Any]:
+    # How much is left is no fd.
+    return commands.pre_fault_memory(td.vcpus[0].fd, PAGE.gpa, PAGE_SIZE).map(str)
+
+
+MORE_STEPS: Mapping[str, tuple[Prepare, Ask]] = {
+    **STEPS,
+    "pre-fault": (with_empty_page, pre_fault),
+    "make-shared": (build.finalized, make_shared),
+    "delete-slot": (build.finalized, delete_slot),
+}
+
+
+def move_after_each_seamcall(prepare: Prepare, ask: Ask, host: TdxHost, owner: Worker) -> None:
+    """Make a request of a TD; after each of its SEAMCALLs in turn its thread goes on on another CPU.
+
+    :raises AssertionError: it fails.
+    :raises KvmError: it has killed the VM.
+    """
+    *usual, last = range(host.shape.cpus)
+    agent = host.agent
+    with prepare(owner) as td:
+        leaves = leaves_of(agent, partial(owner.call, ask(td)))
+    moved = 0
+    with agent.spawn() as mover, Memory.map(mover, PAGE_SIZE) as mask:
+        mask.write(0, sum(1 << cpu for cpu in usual).to_bytes(8, "little"))
+        for leaf in leaves:
+            with prepare(owner) as td:
+                with held(agent.files, leaf, last) as hold:
+                    job = owner.start(on([last], ask(td)))
+                    lasts = hold.reached(job.done)
+                    moving = move_threads(owner, mover, mask) if lasts else None
+                done = job.result()
+                assert error_of(owner, partial(done.__getitem__, 1)) == 0, f"after {leaf}"
+                if not td.td.closed:
+                    # A dead VM answers nothing.
+                    td.td.check_extension(abi.Cap.MAX_VCPUS)
+                if moving:
+                    assert all(call.ret == 0 for call in moving.result().results)
+                    assert done[2] == usual
+            moved += lasts
+    assert moved
+
+
+@pytest.mark.parametrize("step", sorted(MORE_STEPS.keys() - {"init-vcpu"}))
+def test_step_succeeds_though_its_thread_moves_after_a_seamcall(
+    step: str, tdx_host: TdxHost, owner: Worker, hkids: Hkids
+) -> None:
+    move_after_each_seamcall(*MORE_STEPS[step], tdx_host, owner)
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_finding("F33", **F33)
+def test_vcpu_is_initialized_though_its_thread_moves_after_a_seamcall(
+    tdx_host: TdxHost, owner: Worker, hkids: Hkids
+) -> None:
+    with shows("F33", KvmError, match="EIO"):
+        move_after_each_seamcall(*STEPS["init-vcpu"], tdx_host, owner)
     assert hkids.taken == 0
