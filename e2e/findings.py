@@ -19,6 +19,7 @@ F12: dict[str, Any] = {"flavours": ("upstream",)}
 F13: dict[str, Any] = {"flavours": ("upstream",)}
 F33: dict[str, Any] = {
     "flavours": ("upstream",),
+    "linux": ("7.3",),  # Nobody has looked on 7.2.
     # KVM_BUG_ON() in tdh_vp_wr_failed(), which the compiler may inline.
     "splat": r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+ at (tdh_vp_wr_failed|tdx_vcpu_(unlocked_ioctl|init))\+",
     "ledger": r"^(cgroup \S+: 0 HKIDs in use before the test, 1 after$|HKID left: .* state=configured "

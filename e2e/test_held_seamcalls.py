@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What comes while a SEAMCALL lasts waits for it or goes its own way: nothing fails for it.
+"""SEAMCALLs that last: other requests, a caller that is taken to another CPU, one that is killed.
 
-softseam holds the call when it has done its work, with the locks that it took: a call that needs one of them
+Other requests wait or go their own way; none of it makes a request fail or leaves anything behind.  softseam
+holds the call when it has done its work, with the locks that it took: a call that needs one of them
 returns TDX_OPERAND_BUSY, which KVM may only see where it tries again.
 """
 
@@ -243,3 +244,29 @@ def test_vcpu_is_initialized_though_its_thread_moves_after_a_seamcall(
     with shows("F33", KvmError, match="EIO"):
         move_after_each_seamcall(*STEPS["init-vcpu"], tdx_host, owner)
     assert hkids.taken == 0
+
+
+# Processes that die
+
+
+@pytest.mark.parametrize("step", MORE_STEPS)
+def test_nothing_is_left_of_a_process_that_is_killed_in_a_seamcall(
+    step: str, tdx_host: TdxHost, owner: Worker, hkids: Hkids
+) -> None:
+    """All of the TD's files are closed while its last request returns; the ledger counts its pages."""
+    *_, last = range(tdx_host.shape.cpus)
+    agent = tdx_host.agent
+    prepare, ask = MORE_STEPS[step]
+    with prepare(owner) as td:
+        leaves = leaves_of(agent, partial(owner.call, ask(td)))
+    tried = 0
+    for leaf in leaves:
+        with agent.spawn() as victim:
+            request = ask(prepare(victim))
+            with held(agent.files, leaf, last) as hold:
+                job = victim.start(on([last], request))
+                tried += hold.reached(job.done)
+                victim.kill()
+            victim.wait()
+        assert hkids.taken == 0, f"after {leaf}"
+    assert tried
