@@ -18,17 +18,26 @@ from typing import Any
 
 import pytest
 
+from e2e.arguments import (
+    Ask,
+    command,
+    data_of,
+    data_of_vcpu,
+    entries,
+    finalize,
+    no_capabilities,
+    parameters,
+    region,
+)
 from e2e.races import error_of, placed
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call
 from fixtures.agent.client import Worker
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import abi, build, commands, cpuid
+from fixtures.kvm import abi, build
 from fixtures.kvm.abi import PAGE_SIZE, TdxCmdId
 from fixtures.kvm.build import Assembly
-from fixtures.kvm.defaults import default_params
 from fixtures.kvm.memory import Memory
-from fixtures.kvm.params import Overrides
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -38,8 +47,6 @@ STAY = 8192
 """Bytes that are copied from one change to the next."""
 LARGEST = b"\xff\xff\xff\x7f"
 _WRITEV, _PREADV, _MEMFD_CREATE = 20, 295, 319  # x86-64
-
-Ask = Callable[[Assembly, int], Call[Any]]
 
 
 @dataclass(frozen=True)
@@ -59,42 +66,6 @@ class Changing:
     other: bytes
     ask: Ask
     errors: frozenset[int]
-
-
-def entries(number: int) -> bytes:
-    """``struct kvm_cpuid2`` with room for so many entries."""
-    return cpuid.pack([cpuid.CpuidEntry(0)] * number)
-
-
-def parameters(td: Assembly) -> bytes:
-    return default_params(td.worker).pack()
-
-
-def no_capabilities(_: Assembly) -> bytes:
-    return bytes(abi.TdxCapabilities.cpuid.offset) + entries(abi.KVM_MAX_CPUID_ENTRIES)
-
-
-def region(td: Assembly) -> bytes:
-    place = td.placed[-1]
-    return bytes(abi.TdxInitMemRegion(place.slot.address, place.region.gpa, 1))
-
-
-def command(td: Assembly) -> bytes:
-    """A KVM_TDX_FINALIZE_VM, which has no data."""
-    return bytes(abi.TdxCmd(id=TdxCmdId.FINALIZE_VM))
-
-
-def data_of(command: TdxCmdId) -> Ask:
-    """A command of the VM whose data change."""
-    return lambda td, address: commands.tdx(td.td.fd, command, altered=Overrides(data=address))
-
-
-def data_of_vcpu(command: TdxCmdId) -> Ask:
-    return lambda td, address: commands.tdx(td.vcpus[0].fd, command, altered=Overrides(data=address))
-
-
-def finalize(td: Assembly, address: int) -> Call[Any]:
-    return commands.tdx(td.td.fd, TdxCmdId.FINALIZE_VM, altered=Overrides(command=address))
 
 
 _CPUID_OF_VM = abi.TdxInitVm.cpuid.offset
