@@ -165,19 +165,13 @@ def run_changing(case: Changing, owner: Worker, least: int) -> None:
     pytest.fail(f"the number was never seen to change: {dict(found)}")
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(FEW, id="few"), pytest.param(MOST, id="many", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("case", CHANGING)
 def test_number_that_changes_while_it_is_read_is_one_or_the_other(
-    case: str, owner: Worker, hkids: Hkids
+    case: str, rounds: int, owner: Worker, hkids: Hkids
 ) -> None:
-    run_changing(CHANGING[case], owner, FEW)
-    assert hkids.taken == 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", CHANGING)
-def test_number_that_changes_while_it_is_read_is_one_or_the_other_five_hundred_times(
-    case: str, owner: Worker, hkids: Hkids
-) -> None:
-    run_changing(CHANGING[case], owner, MOST)
+    run_changing(CHANGING[case], owner, rounds)
     assert hkids.taken == 0
