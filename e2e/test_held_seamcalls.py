@@ -44,7 +44,7 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import PAGE_SIZE
-from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.build import Assembly
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.memory import Memory
 from fixtures.softseam.hold import held
@@ -131,6 +131,12 @@ def test_request_that_comes_while_a_seamcall_of_its_td_lasts_ends_as_in_some_ord
     assert hkids.taken == 0
 
 
+def leaves_of_step(prepare: Prepare, ask: Ask, agent: Agent, owner: Worker) -> list[str]:
+    """The SEAMCALLs that a request of a TD of its own makes."""
+    with prepare(owner) as td:
+        return leaves_of(agent, partial(owner.call, ask(td)))
+
+
 def end(td: Assembly) -> Call[Any]:
     """Close all that keeps the TD."""
     return batch_call([call for pin in td.pins() for call in pin.closing()])
@@ -154,8 +160,7 @@ def test_td_comes_and_goes_while_a_seamcall_of_another_lasts(
     agent = tdx_host.agent
     prepare, ask = STEPS[step]
     prepare_other, ask_other = STEPS[other]
-    with prepare(owner) as td:
-        leaves = leaves_of(agent, partial(owner.call, ask(td)))
+    leaves = leaves_of_step(prepare, ask, agent, owner)
     tried = 0
     with agent.spawn() as neighbour:
         for leaf in leaves:
@@ -182,7 +187,7 @@ def move_threads(worker: Worker, mover: Worker, mask: Memory) -> Job[BatchResult
 
 def with_empty_page(worker: Worker) -> Assembly:
     """A TD that may run, with a page that it has not got yet."""
-    return build.finalized(worker).place(Region(PAGE.gpa, PAGE_SIZE))
+    return build.finalized(worker).place(PAGE)
 
 
 def pre_fault(td: Assembly) -> Call[Any]:
@@ -206,8 +211,7 @@ def move_after_each_seamcall(prepare: Prepare, ask: Ask, host: TdxHost, owner: W
     """
     *usual, last = range(host.shape.cpus)
     agent = host.agent
-    with prepare(owner) as td:
-        leaves = leaves_of(agent, partial(owner.call, ask(td)))
+    leaves = leaves_of_step(prepare, ask, agent, owner)
     moved = 0
     with agent.spawn() as mover, Memory.map(mover, PAGE_SIZE) as mask:
         mask.write(0, sum(1 << cpu for cpu in usual).to_bytes(8, "little"))
@@ -257,8 +261,7 @@ def test_nothing_is_left_of_a_process_that_is_killed_in_a_seamcall(
     *_, last = range(tdx_host.shape.cpus)
     agent = tdx_host.agent
     prepare, ask = MORE_STEPS[step]
-    with prepare(owner) as td:
-        leaves = leaves_of(agent, partial(owner.call, ask(td)))
+    leaves = leaves_of_step(prepare, ask, agent, owner)
     tried = 0
     for leaf in leaves:
         with agent.spawn() as victim:
