@@ -53,11 +53,6 @@ class GuestImages:
     kernel_release: str
 
 
-def is_of_a_tree(flavour: str) -> bool:
-    """Returns whether a kernel image's flavour is that of a user's tree."""
-    return flavour.endswith("-tree")
-
-
 def ensure_kernel(
     flavour: str = "upstream",
     kernel_tree: Path | None = None,
