@@ -107,6 +107,14 @@ REFUSED: dict[str, tuple[Registers, int]] = {
         Registers(r11=TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT, r12=256),
         INVALID_OPERAND,
     ),
+    "notification-by-a-vector-of-nine-bits": (
+        Registers(r11=TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT, r12=1 << 8 | 0x51),
+        INVALID_OPERAND,
+    ),
+    "notification-by-a-vector-of-33-bits": (
+        Registers(r11=TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT, r12=1 << 32 | 0x51),
+        INVALID_OPERAND,
+    ),
     "unknown-hypercall-of-kvm": (Registers(r10=KVM_HC_UNKNOWN), (1 << 64) - KVM_ENOSYS),
 }
 
