@@ -127,4 +127,4 @@ def test_module_that_kvm_cannot_use_is_off_with_a_line(cmdline: str, line: str, 
     host = boot(cmdline)
     with shows("F25"):
         assert host.agent.files.exists("/dev/kvm")
-        assert_off(host, line)
+    assert_off(host, line)

@@ -44,6 +44,8 @@ LIVES_COUNTED = 3
 GSI = 5
 VECTOR = 0x51
 MEMORY = Region(0x100000, 2 * PAGE_SIZE, b"\x5a" * 2 * PAGE_SIZE)
+MANY_PAGES = Region(0x200000, 16 * PAGE_SIZE)
+"""What eight lives keep of them is more than the pages that a CPU has at hand."""
 WARNING = r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+"
 FAILING = (
     "TDH.MNG.CREATE",
@@ -58,6 +60,7 @@ FAILING = (
     "TDH.MR.EXTEND",
     "TDH.MR.FINALIZE",
 )
+BUSY_ONCE = ("TDH.MEM.SEPT.ADD", "TDH.MEM.PAGE.ADD", "TDH.MEM.PAGE.AUG")
 REFERENCES_SECONDS = 5.0
 FLUSH_SECONDS = 3.0
 AT_ONCE = 8
@@ -107,6 +110,15 @@ def killed(stage: Stage) -> None:
     with stage.host.agent.spawn(cgroup=stage.cgroup.path) as worker:
         built = build.finalized(worker, stage.payload, regions=[MEMORY])
         assert output.numbers(built.vcpus[0], 1) == [1]
+
+
+def populated(stage: Stage) -> None:
+    """Memory is copied from pages that nobody else has, and that go with it."""
+    with build.with_vcpus(stage.worker).place(MANY_PAGES) as built:
+        source = built.placed[-1].shared
+        source.write(0, b"\x5a" * MANY_PAGES.size)
+        count = MANY_PAGES.size // PAGE_SIZE
+        built.vcpus[0].init_mem_region(source.address, MANY_PAGES.gpa, count, measure=False)
 
 
 def moved(stage: Stage) -> None:
@@ -172,6 +184,16 @@ def fails(leaf: str, code: int, nth: int = 1) -> Life:
     return life
 
 
+def busy_once(stage: Stage) -> None:
+    """SEAMCALLs that map memory are repeated, with what had been prepared for them."""
+    injections = [Injection(leaf, 1, 1, inject.TDX_OPERAND_BUSY) for leaf in BUSY_ONCE]
+    files = stage.host.agent.files
+    with inject.armed(files, *injections), build.finalized(stage.worker, stage.payload) as built:
+        built.place(MEMORY)
+        built.vcpus[0].pre_fault(MEMORY.gpa, MEMORY.size)
+        assert inject.still_armed(files) == ()
+
+
 def assert_flat(stage: Stage, life: Life, rounds: int = ROUNDS) -> None:
     life(stage)
     readings = [allocated(stage.host.agent)]
@@ -226,6 +248,7 @@ def stage(
 LIVES: dict[str, Life] = {
     "whole": whole,
     "killed": killed,
+    "populated": populated,
     "wrong-parameters": wrong_parameters,
     "no-entropy": fails("TDH.MNG.CREATE", inject.TDX_RND_NO_ENTROPY),
     "no-entropy-later": fails("TDH.MNG.ADDCX", inject.TDX_RND_NO_ENTROPY, 3),
@@ -243,6 +266,7 @@ def test_nothing_is_kept(life: Life, stage: Stage) -> None:
     [
         *(pytest.param(life, id=name) for name, life in LIVES.items()),
         pytest.param(unfinished, id="unfinished"),
+        pytest.param(busy_once, id="busy-once"),
         *(
             pytest.param(
                 fails(leaf, inject.TDX_SYS_NOT_READY), id=leaf, marks=pytest.mark.tdx_splat_expected(WARNING)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from fixtures.agent import syscalls
 from fixtures.agent.call import Call
+from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.guests import output
@@ -16,7 +18,7 @@ from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
 from fixtures.guests.vectors import BY, VECTORS, Raise, arrived
-from fixtures.kvm import commands
+from fixtures.kvm import abi, commands
 from fixtures.kvm.abi import PAGE_SIZE, TdVmCall, VcpuEvents
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.errors import errno_of
@@ -97,6 +99,16 @@ def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly
         running = waiting.vcpus[0].start()
         eventfd.signal()
         assert output.number_of(running.result()) == 2
+
+
+def test_eventfd_cannot_be_told_of_the_end_of_an_interrupt(
+    td_with_vcpus: Assembly, contract: Contract
+) -> None:
+    td, worker = td_with_vcpus.td, td_with_vcpus.worker
+    event, ended = worker.call(syscalls.eventfd()), worker.call(syscalls.eventfd())
+    td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
+    with refused(contract, Refusal.IRQFD_RESAMPLE):
+        worker.call(commands.irqfd(td.fd, event, GSI, flags=abi.KVM_IRQFD_FLAG_RESAMPLE, resample=ended))
 
 
 def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None:

@@ -10,13 +10,24 @@ import pytest
 
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests import output
 from fixtures.guests.execute import Executor, tdcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import UnexpectedExit
 from fixtures.kvm import abi
-from fixtures.kvm.abi import PAGE_SIZE, Cap, MsrExitCause, TdVmCall
-from fixtures.kvm.exits import Exit, FatalErrorExit, IoExit, MapGpaExit, MmioExit, MsrExit, TdVmCallExit
+from fixtures.kvm.abi import PAGE_SIZE, Cap, MpStateValue, MsrExitCause, TdVmCall
+from fixtures.kvm.cpuid import CpuidEntry
+from fixtures.kvm.defaults import vcpu_cpuid
+from fixtures.kvm.exits import (
+    Exit,
+    FatalErrorExit,
+    IoExit,
+    MapGpaExit,
+    MmioExit,
+    MsrExit,
+    TdVmCallExit,
+)
 from fixtures.kvm.params import InitVmParams
 
 SUCCESS = 0
@@ -35,7 +46,7 @@ KVM_HC_UNKNOWN = 77
 SECRET = 0x5EC2E7
 KVM_ENOSYS = 1000
 APIC_BASE, APIC_ICR, APIC_TDCR, LSTAR = 0x1B, 0x830, 0x83E, 0xC0000082
-ICR_TO_ITSELF, ICR_SMI = 1 << 18, 2 << 8
+ICR_TO_ITSELF, ICR_SMI, ICR_INIT, ICR_SIPI = 1 << 18, 2 << 8, 5 << 8, 6 << 8
 X2APIC, X2APIC_ID = 0x800, 0x802
 MISC_ENABLE = 0x1A0
 BSP_X2APIC_ENABLED = 0xFEE00000 | 1 << 8 | 1 << 10 | 1 << 11
@@ -133,6 +144,19 @@ def test_cpuid_of_kvms_own_leaf(mailbox: Mailbox) -> None:
     assert (found.r10, signature) == (SUCCESS, b"KVMKVMKVM\0\0\0")
 
 
+def test_cpuid_of_each_sub_leaf_is_what_user_space_gave(launch: Launch) -> None:
+    leaf, indexed = 0x40000100, abi.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+    given = [CpuidEntry(leaf, index, indexed, 0x10 + index, 0x20, 0x30, 0x40) for index in range(3)]
+    built = launch("vmcall")
+    built.vcpus[0].set_cpuid2([*vcpu_cpuid(built.worker), *given])
+    mailbox = Mailbox(built)
+    found = [mailbox.call(Registers(r11=CPUID, r12=leaf, r13=index)) for index in range(4)]
+    assert [(one.r10, one.r12, one.r13, one.r14, one.r15) for one in found] == [
+        *((SUCCESS, 0x10 + index, 0x20, 0x30, 0x40) for index in range(3)),
+        (SUCCESS, 0, 0, 0, 0),
+    ]
+
+
 def test_rdmsr_of_the_apic_base(mailbox: Mailbox) -> None:
     found = mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE))
     assert (found.r10, found.r11) == (SUCCESS, BSP_X2APIC_ENABLED)
@@ -184,6 +208,25 @@ def test_smi_that_a_guest_sends_itself_is_dropped(mailbox: Mailbox) -> None:
     sent = mailbox.call(Registers(r11=WRMSR, r12=APIC_ICR, r13=ICR_TO_ITSELF | ICR_SMI))
     assert sent.r10 == SUCCESS
     assert mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE)).r11 == BSP_X2APIC_ENABLED
+
+
+def test_init_and_sipi_that_a_guest_sends_itself_are_dropped(mailbox: Mailbox) -> None:
+    """The TDX module starts vCPUs, and a reset would be KVM's (``vt_apic_init_signal_blocked``)."""
+    for what in (ICR_INIT, ICR_SIPI):
+        sent = mailbox.call(Registers(r11=WRMSR, r12=APIC_ICR, r13=ICR_TO_ITSELF | what))
+        assert sent.r10 == SUCCESS
+    assert mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE)).r11 == BSP_X2APIC_ENABLED
+    assert mailbox.vcpu.mp_state() == MpStateValue.RUNNABLE
+
+
+def test_init_that_a_guest_sends_another_vcpu_is_dropped(launch: Launch) -> None:
+    built = launch("vmcall", vcpus=2)
+    mailbox, other = Mailbox(built), built.vcpus[1]
+    sent = mailbox.call(Registers(r11=WRMSR, r12=APIC_ICR, r13=other.id << 32 | ICR_INIT))
+    assert sent.r10 == SUCCESS
+    assert other.mp_state() == MpStateValue.RUNNABLE
+    assert output.number_of(other.run()) == 0
+    assert other.mp_state() == MpStateValue.RUNNABLE
 
 
 def test_call_info_says_that_the_base_calls_are_there(mailbox: Mailbox) -> None:
@@ -347,6 +390,18 @@ def test_map_gpa_of_much_is_asked_in_parts_of_2_mib(mailbox: Mailbox) -> None:
         (2 * TWO_MIB, PAGE_SIZE),
     ]
     assert mailbox.result().r10 == SUCCESS
+
+
+def test_map_gpa_as_a_hypercall_of_kvm_is_asked_with_the_guests_arguments(mailbox: Mailbox) -> None:
+    """R10 is the number, R11 to R14 are the arguments (``tdx_emulate_vmcall``)."""
+    private = abi.KVM_MAP_GPA_RANGE_ENCRYPTED
+    found = map_gpa_exit(
+        mailbox.begin(Registers(r10=abi.KVM_HC_MAP_GPA_RANGE, r11=AREA, r12=3, r13=private, r14=0x14))
+    )
+    assert (found.gpa, found.size, found.private) == (AREA, 3 * PAGE_SIZE, True)
+    assert found.args[:3] == (AREA, 3, private)
+    mailbox.vcpu.answer(found, ret=7)
+    assert mailbox.result().r10 == 7
 
 
 def test_map_gpa_that_user_space_refuses_tells_the_guest_how_far_it_came(mailbox: Mailbox) -> None:

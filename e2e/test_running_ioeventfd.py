@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes of a TD that KVM_IOEVENTFD takes: they count in an eventfd, and the guest goes on without an exit.
+
+Source: ``tdx_emulate_mmio``, ``tdx_emulate_io`` in arch/x86/kvm/vmx/tdx.c; virt/kvm/eventfd.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fixtures.guests.launch import Launch
+from fixtures.guests.mailbox import Mailbox, Registers
+from fixtures.kvm.exits import Exit, IoExit, MmioExit
+from fixtures.kvm.files import Ioeventfd
+from fixtures.kvm.params import InitVmParams
+
+OUT = 1
+PORT, AREA, DOORBELL = 0x510, 0x40000000, 0x40000040
+SIZE, DATA = 4, 0x12345678
+
+
+def mmio(size: int = SIZE, data: int = DATA, address: int = DOORBELL) -> Registers:
+    shared = InitVmParams().shared_bit
+    return Registers(r11=48, r12=size, r13=OUT, r14=shared | address, r15=data)
+
+
+def io(size: int = SIZE, data: int = DATA, address: int = PORT) -> Registers:
+    return Registers(r11=30, r12=size, r13=OUT, r14=address, r15=data)
+
+
+Write = Callable[..., Registers]
+
+WAYS = [pytest.param(mmio, DOORBELL, MmioExit, id="mmio"), pytest.param(io, PORT, IoExit, id="port")]
+
+
+@pytest.fixture
+def mailbox(launch: Launch) -> Mailbox:
+    return Mailbox(launch("vmcall"))
+
+
+def bind(mailbox: Mailbox, address: int, size: int = SIZE, data: int | None = None) -> Ioeventfd:
+    return mailbox.built.td.ioeventfd(address, size, data=data, port=address == PORT)
+
+
+def leaves(mailbox: Mailbox, registers: Registers, kind: type[Exit]) -> None:
+    """A write goes to user space."""
+    found = mailbox.begin(registers)
+    assert isinstance(found, kind)
+    assert mailbox.result().r10 == 0
+
+
+@pytest.mark.parametrize(("write", "address", "kind"), WAYS)
+def test_writes_of_its_size_are_counted_and_others_leave(
+    write: Write, address: int, kind: type[Exit], mailbox: Mailbox
+) -> None:
+    with bind(mailbox, address) as event:
+        assert [mailbox.call(write(data=data)).r10 for data in (0, DATA, 0xFFFFFFFF)] == [0, 0, 0]
+        assert event.writes() == 3
+        leaves(mailbox, write(size=2), kind)
+        leaves(mailbox, write(address=address + 8), kind)
+        assert event.writes() == 0
+        event.deassign()
+        leaves(mailbox, write(), kind)
+        assert event.writes() == 0
+
+
+@pytest.mark.parametrize(("write", "address", "kind"), WAYS)
+def test_writes_of_its_value_are_counted_and_others_leave(
+    write: Write, address: int, kind: type[Exit], mailbox: Mailbox
+) -> None:
+    with bind(mailbox, address, data=DATA) as event:
+        leaves(mailbox, write(data=DATA + 1), kind)
+        assert event.writes() == 0
+        assert mailbox.call(write()).r10 == 0
+        assert event.writes() == 1
+
+
+def test_writes_of_any_size_are_counted(mailbox: Mailbox) -> None:
+    with bind(mailbox, DOORBELL, size=0) as event:
+        assert [mailbox.call(mmio(size=size)).r10 for size in (1, 2, 4, 8)] == [0, 0, 0, 0]
+        assert event.writes() == 4

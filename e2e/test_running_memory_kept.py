@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A running TD's memory keeps its content, whatever user space does with what is beside it.
+
+Sources: ``kvm_vm_set_mem_attributes``, ``kvm_mmu_unmap_gfn_range`` in virt/kvm/kvm_main.c;
+``kvm_arch_pre_set_memory_attributes`` in arch/x86/kvm/mmu/mmu.c; virt/kvm/guest_memfd.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+
+import pytest
+
+from fixtures.agent import syscalls
+from fixtures.guests.execute import Executor, Outcome, Row, tdcall
+from fixtures.guests.launch import Launch
+from fixtures.kvm import abi
+from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, PAGE_SIZE
+from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.memory import Memory
+from fixtures.kvm.params import MemorySlot
+
+BASE, ELSEWHERE = 0x100000, 0x40000000
+ACCEPT = 6
+SHARED_VA = 1 << 39
+"""The payloads' virtual address of shared memory (``payloads/lib/start.S``)."""
+VALUE, OTHER = 0x600DF00D, 0x0BADCAFE
+SYS_WRITE, SYS_MPROTECT, SYS_MADVISE = 1, 10, 28
+MADV_DONTNEED = 4
+
+TWO_PAGES = Region(BASE, 2 * PAGE_SIZE)
+
+
+def read(gpa: int) -> Row:
+    return Row(b"\x8b\x03", {"rbx": gpa})
+
+
+def write(gpa: int, value: int) -> Row:
+    return Row(b"\x89\x03", {"rbx": gpa, "rax": value})
+
+
+def accept(gpa: int) -> Row:
+    return tdcall(ACCEPT, rcx=gpa)
+
+
+def ends(found: list[Outcome]) -> list[tuple[int | None, str]]:
+    """The exception that ended each, and RAX: what was read, or the status of a TDCALL."""
+    return [(one.vector, hex(one["rax"])) for one in found]
+
+
+@pytest.fixture
+def built(launch: Launch) -> Assembly:
+    """A TD with two pages that it has to accept."""
+    return launch("execute", regions=[TWO_PAGES])
+
+
+def test_initial_memory_keeps_its_content_when_it_is_populated_once_more(launch: Launch) -> None:
+    region = Region(BASE, PAGE_SIZE, VALUE.to_bytes(4, "little"))
+    built = launch("execute", regions=[region])
+    assert built.vcpus[0].pre_fault(BASE, PAGE_SIZE) == 0
+    assert ends(Executor(built).run([read(BASE)])) == [(None, hex(VALUE))]
+
+
+def test_private_page_is_kept_when_its_neighbour_becomes_private_too(built: Assembly) -> None:
+    """Both are made private by one request, of which the first page has nothing to change."""
+    guest = Executor(built)
+    built.td.set_memory_attributes(BASE + PAGE_SIZE, PAGE_SIZE, private=False)
+    assert ends(guest.run([accept(BASE), write(BASE, VALUE)]))[0] == (None, "0x0")
+    built.td.set_memory_attributes(BASE, 2 * PAGE_SIZE, private=True)
+    second = BASE + PAGE_SIZE
+    rows = [read(BASE), accept(second), write(second, OTHER), read(second)]
+    assert ends(guest.run(rows)) == [
+        (None, hex(VALUE)),
+        (None, "0x0"),
+        (None, hex(OTHER)),
+        (None, hex(OTHER)),
+    ]
+
+
+def test_private_page_is_kept_when_its_neighbour_becomes_shared(built: Assembly) -> None:
+    guest, second = Executor(built), BASE + PAGE_SIZE
+    guest.run([accept(BASE), write(BASE, VALUE), accept(second), write(second, OTHER)])
+    built.td.set_memory_attributes(second, PAGE_SIZE, private=False)
+    assert ends(guest.run([read(BASE)])) == [(None, hex(VALUE))]
+
+
+def test_private_page_is_kept_when_the_shared_memory_at_its_place_is_discarded(built: Assembly) -> None:
+    guest, memory = Executor(built), built.placed[-1].shared
+    memory.write(0, OTHER.to_bytes(4, "little"))
+    guest.run([accept(BASE), write(BASE, VALUE)])
+    built.worker.call(syscalls.syscall(SYS_MADVISE, memory.address, PAGE_SIZE, MADV_DONTNEED))
+    assert memory.read(0, 4) == bytes(4)
+    assert ends(guest.run([read(BASE)])) == [(None, hex(VALUE))]
+
+
+def test_private_page_is_kept_when_another_page_of_its_memory_is_taken_away(built: Assembly) -> None:
+    guest, second = Executor(built), BASE + PAGE_SIZE
+    guest.run([accept(BASE), write(BASE, VALUE), accept(second), write(second, OTHER)])
+    built.memfds[-1].punch_hole(PAGE_SIZE, PAGE_SIZE)
+    assert ends(guest.run([read(BASE), accept(second), read(second)])) == [
+        (None, hex(VALUE)),
+        (None, "0x0"),
+        (None, "0x0"),
+    ]
+
+
+def test_private_page_is_kept_when_a_page_of_its_memory_that_no_slot_has_is_taken_away(
+    launch: Launch,
+) -> None:
+    """The slot begins at the memory's second page."""
+    built = launch("execute")
+    with (
+        built.td.create_guest_memfd(2 * PAGE_SIZE) as memfd,
+        Memory.map(built.worker, PAGE_SIZE) as shared,
+    ):
+        built.td.set_slot(
+            MemorySlot(
+                built.free_slot,
+                BASE,
+                PAGE_SIZE,
+                shared.address,
+                memfd.fd,
+                guest_memfd_offset=PAGE_SIZE,
+                flags=abi.KVM_MEM_GUEST_MEMFD,
+            )
+        )
+        built.td.set_memory_attributes(BASE, PAGE_SIZE, private=True)
+        guest = Executor(built)
+        guest.run([accept(BASE), write(BASE, VALUE)])
+        memfd.punch_hole(0, PAGE_SIZE)
+        assert ends(guest.run([read(BASE)])) == [(None, hex(VALUE))]
+        memfd.punch_hole(PAGE_SIZE, PAGE_SIZE)
+        assert ends(guest.run([accept(BASE), read(BASE)])) == [(None, "0x0"), (None, "0x0")]
+
+
+def test_private_memory_that_can_be_mapped_is_not_seen_by_the_host(launch: Launch) -> None:
+    """guest_memfd's flag MMAP allows the mapping; without INIT_SHARED there is nothing to see in it."""
+    built = launch("execute")
+    worker = built.worker
+    with built.td.create_guest_memfd(PAGE_SIZE, flags=GUEST_MEMFD_FLAG_MMAP) as memfd:
+        mapping = syscalls.mmap(PAGE_SIZE, mmap.PROT_READ, mmap.MAP_SHARED, memfd.fd)
+        with Memory(worker, worker.call(mapping), PAGE_SIZE) as mapped:
+            _reader, writer = worker.call(syscalls.pipe())
+            told = worker.call(syscalls.syscall(SYS_WRITE, writer, mapped.address, 1))
+            assert (told.ret, told.errno) == (-1, errno.EFAULT)
+
+
+def test_memory_that_user_space_may_only_read_can_be_read_by_the_guest(launch: Launch) -> None:
+    built = launch("execute")
+    worker = built.worker
+    with Memory.map(worker, PAGE_SIZE) as memory:
+        memory.write(0, VALUE.to_bytes(4, "little"))
+        protect = syscalls.syscall(SYS_MPROTECT, memory.address, PAGE_SIZE, mmap.PROT_READ)
+        assert worker.call(protect).ret == 0
+        built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, memory.address))
+        guest = Executor(built)
+        assert ends(guest.run([read(SHARED_VA | ELSEWHERE)])) == [(None, hex(VALUE))]
