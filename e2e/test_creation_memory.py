@@ -207,7 +207,7 @@ def test_region_that_a_signal_interrupts_can_be_taken_up_again(
     altered = write_region(region, empty, pages)
     with built.td.stats_fd() as stats:
         job = owner.start(commands.init_mem_region(empty.vcpu.fd, 0, 0, measure=False, altered=altered))
-        until(lambda: stats.read()["pages_4k"] != (0,), "the first page to be added")
+        until(lambda: job.done() or stats.read()["pages_4k"] != (0,), "the first page to be added")
     with refused(contract, Refusal.REGION_INTERRUPTED):
         interrupted(job)
     source, gpa, left = read_region(region)

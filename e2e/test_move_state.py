@@ -31,6 +31,7 @@ from fixtures.kvm import build
 from fixtures.kvm.abi import PAGE_SIZE, Cap
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.files import StatsFd
 from fixtures.kvm.move import link_memory, move_from, prepare_destination
 from fixtures.softseam.truth import Truth
 
@@ -319,6 +320,27 @@ def private_pages(truth: Truth) -> int:
 
 
 @pytest.mark.tdx_host(cpus=2)
+def pages_of(stats: StatsFd) -> tuple[int, ...]:
+    """What KVM says of the pages that are mapped: of 4 KiB, 2 MiB and 1 GiB."""
+    found = stats.read()
+    return tuple(found[name][0] for name in ("pages_4k", "pages_2m", "pages_1g"))
+
+
+def test_pages_that_are_mapped_are_counted_where_the_td_is(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    source = launch("memory", regions=[Region(0x100000, 16 * PAGE_SIZE)])
+    output.numbers(source.vcpus[0], 2)
+    source.vcpus[0].complete()
+    destination = destination_of(source, tdx_cleanup)
+    with source.td.stats_fd() as before, destination.td.stats_fd() as after:
+        mapped = pages_of(before)
+        assert mapped[0] > 16
+        assert pages_of(after) == (0, 0, 0)
+        move_from(source, to=destination)
+        assert (pages_of(before), pages_of(after)) == ((0, 0, 0), mapped)
+        destination.memfds[-1].punch_hole()
+        assert pages_of(after) == (mapped[0] - 16, 0, 0)
+
+
 def test_vcpus_are_those_of_the_same_id(launch: Launch, tdx_cleanup: ExitStack) -> None:
     """They were made in another order in the destination."""
     source = launch("count", vcpus=2)

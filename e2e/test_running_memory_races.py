@@ -246,7 +246,7 @@ def test_pre_fault_meets_the_end_of_the_td(launch: Launch) -> None:
     with built.td.stats_fd() as stats:
         before = stats.read()["pages_4k"]
         populating = built.worker.start(commands.pre_fault_memory(other.fd, CONVERTED, size))
-        until(lambda: stats.read()["pages_4k"] > before, "the first page to be added")
+        until(lambda: populating.done() or stats.read()["pages_4k"] > before, "the first page to be added")
     with pytest.raises(KvmError, match="EIO"):
         guest.run()
     assert 0 < populating.result() < size
