@@ -115,10 +115,12 @@ def test_eventfd_that_was_taken_off_interrupts_nobody(waiting: Assembly) -> None
     waiting.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
     with waiting.td.irqfd(GSI) as eventfd:
         eventfd.deassign()
+        assert eventfd.count() == 0
         eventfd.signal()
         running = once(waiting.vcpus[0], halted, waiting.vcpus[0].start)
         waiting.td.signal_msi(INTERRUPT_VECTOR)
         assert output.number_of(running.result()) == 2
+        assert eventfd.count() == 1
     running = waiting.vcpus[0].start()
     assert isinstance(running.stop(), InterruptedExit)
 

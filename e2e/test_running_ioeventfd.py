@@ -57,13 +57,13 @@ def test_writes_of_its_size_are_counted_and_others_leave(
 ) -> None:
     with bind(mailbox, address) as event:
         assert [mailbox.call(write(data=data)).r10 for data in (0, DATA, 0xFFFFFFFF)] == [0, 0, 0]
-        assert event.writes() == 3
+        assert event.count() == 3
         leaves(mailbox, write(size=2), kind)
         leaves(mailbox, write(address=address + 8), kind)
-        assert event.writes() == 0
+        assert event.count() == 0
         event.deassign()
         leaves(mailbox, write(), kind)
-        assert event.writes() == 0
+        assert event.count() == 0
 
 
 @pytest.mark.parametrize(("write", "address", "kind"), WAYS)
@@ -72,12 +72,12 @@ def test_writes_of_its_value_are_counted_and_others_leave(
 ) -> None:
     with bind(mailbox, address, data=DATA) as event:
         leaves(mailbox, write(data=DATA + 1), kind)
-        assert event.writes() == 0
+        assert event.count() == 0
         assert mailbox.call(write()).r10 == 0
-        assert event.writes() == 1
+        assert event.count() == 1
 
 
 def test_writes_of_any_size_are_counted(mailbox: Mailbox) -> None:
     with bind(mailbox, DOORBELL, size=0) as event:
         assert [mailbox.call(mmio(size=size)).r10 for size in (1, 2, 4, 8)] == [0, 0, 0, 0]
-        assert event.writes() == 4
+        assert event.count() == 4

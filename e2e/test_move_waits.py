@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moves of TDs that wait for a lock, and requests that wait for a move.
+
+``tdx_lock_two_vms`` and ``tdx_move`` in arch/x86/kvm/vmx/tdx.c, ``kvm_vcpu_ioctl`` in virt/kvm/kvm_main.c, of
+flavour ``proposed``.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+
+from e2e.moves import MOVES, count, counted, destination_of
+from e2e.races import error_of, on
+from fixtures.agent.call import Call
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests import output
+from fixtures.guests.launch import Launch
+from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
+from fixtures.guests.running import begun, halted, once
+from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
+from fixtures.kvm import commands
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.build import Region
+from fixtures.kvm.errors import errno_of
+from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.move import move_from
+from fixtures.softseam.hold import held
+
+pytestmark = [*MOVES, pytest.mark.tdx_host(cpus=2)]
+
+PAGE = Region(0x100000, PAGE_SIZE, b"\x5a" * PAGE_SIZE)
+PAIRS = 4
+"""Two VMs are locked in the order of their addresses, of which a test knows nothing."""
+
+
+def test_mover_that_is_killed_while_it_waits_for_the_source_ends(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
+) -> None:
+    """The source is locked by a command that waits for its vCPU, and goes on to do so."""
+    source = launch("interrupt")
+    (vcpu,) = source.vcpus
+    assert output.numbers(vcpu, 2) == [1, INTERRUPTS_READY]
+    mover = tdx_cleanup.enter_context(tdx_host.agent.spawn())
+    destination = destination_of(source, tdx_cleanup, mover)
+    running = once(vcpu, halted, vcpu.start)
+    locking = begun(source.worker, commands.finalize_vm(source.td.fd))
+    with source.td.give(mover) as there:
+        moving = begun(mover, commands.move_from(destination.td.fd, there.fd))
+        assert not moving.done()
+        mover.kill()
+        assert mover.wait() == -signal.SIGKILL
+    assert not locking.done()
+    assert isinstance(running.stop(), InterruptedExit)
+    assert errno_of(locking.result) == contract.errno(Refusal.FINALIZE_TWICE)
+    moved = move_from(source, to=destination_of(source, tdx_cleanup))
+    moved.td.signal_msi(INTERRUPT_VECTOR)
+    assert output.number_of(moved.vcpus[0].run()) == 2
+    assert hkids.taken == 1
+
+
+def test_mover_that_is_killed_while_it_waits_for_its_own_vm_leaves_the_source_free(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, contract: Contract
+) -> None:
+    """The destination is locked by KVM_TDX_INIT_VM, which waits for a vCPU that waits for an INIT."""
+    for _ in range(PAIRS):
+        with ExitStack() as cleanup:
+            source = cleanup.enter_context(launch("count", vcpus=2))
+            count(source)
+            mover = cleanup.enter_context(tdx_host.agent.spawn())
+            destination = destination_of(source, cleanup, mover)
+            there = cleanup.enter_context(source.td.give(mover))
+            params = source.td.default_params()
+            once(destination.vcpus[1], halted, destination.vcpus[1].start)
+            locking = begun(mover, commands.init_vm(destination.td.fd, params))
+            moving = begun(mover, commands.move_from(destination.td.fd, there.fd))
+            assert not locking.done()
+            assert not moving.done()
+            mover.kill()
+            assert mover.wait() == -signal.SIGKILL
+            with refused(contract, Refusal.FINALIZE_TWICE):
+                source.worker.call(commands.finalize_vm(source.td.fd))
+            moved = move_from(source, to=destination_of(source, cleanup))
+            assert count(moved) == counted(2, vcpus=2)
+            assert hkids.taken == 1
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_requests_that_wait_for_a_move_find_the_source_dead(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack
+) -> None:
+    """The move has the locks that they need, and waits for a page of the source to be made shared.
+
+    That lasts in a SEAMCALL until all of them have begun.
+    """
+    source = launch("count", regions=[PAGE])
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    worker, vm, vcpu = source.worker, source.td.fd, source.vcpus[0].fd
+    finalize, nmi = commands.finalize_vm(vm), commands.nmi(vcpu)
+    requests: list[Call[Any]] = [finalize, finalize, nmi]
+    with held(tdx_host.agent.files, "TDH.MEM.RANGE.BLOCK", cpu=1) as hold:
+        sharing = worker.start(on([1], commands.set_memory_attributes(vm, PAGE.gpa, PAGE.size, 0)))
+        assert hold.reached(sharing.done)
+        moving = begun(worker, on([0], commands.move_from(destination.td.fd, vm)))
+        waiting = [begun(worker, on([0], request)) for request in requests]
+        done = [job.done() for job in (moving, *waiting)]
+    assert not any(done)
+    assert sharing.result().complete
+    assert moving.result().complete
+    found = [error_of(worker, partial(job.result().__getitem__, 1)) for job in waiting]
+    assert found == [errno.EIO] * len(requests)
+    assert count(destination) == counted(2)
