@@ -26,7 +26,8 @@ from fixtures.kvm import build, commands
 from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
 from fixtures.kvm.build import Region
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.exits import InterruptedExit, MemoryFaultExit
+from fixtures.kvm.files import GuestMemfd
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.move import link_memory, move_from
 from fixtures.kvm.params import MemorySlot
@@ -128,6 +129,21 @@ def test_linked_memory_is_the_sources_until_the_move(
     assert count(source) == counted(2)
 
 
+def test_guest_that_needs_the_memory_of_another_vm_leaves_to_user_space(
+    launch: Launch, owner: Worker
+) -> None:
+    """As everywhere, ``exit_reason`` only counts with EFAULT (Documentation/virt/kvm/api.rst)."""
+    region = Region(0x100000, PAGE_SIZE)
+    source, other = launch("count", regions=[region]), launch("accept")
+    link_memory(other, source.placed[-1])
+    other.td.set_memory_attributes(region.gpa, region.size, private=True)
+    with other.placed[-1].memfd:
+        found = other.vcpus[0].run()
+    assert isinstance(found, MemoryFaultExit)
+    assert (found.gpa, found.size, found.private) == (region.gpa, region.size, True)
+    assert count(source) == counted(1)
+
+
 def test_link_punches_no_hole_into_the_sources_memory(
     launch: Launch, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
@@ -164,6 +180,7 @@ def test_links_are_refused(launch: Launch, kvm: Kvm, owner: Worker, contract: Co
         source.td.create_guest_memfd(PAGE_SIZE, flags=GUEST_MEMFD_FLAG_MMAP) as flagged,
     ):
         fd = other.td.fd
+        linked = owner.call(commands.link_guest_memfd(fd, memfd))
         reserved = [tuple(int(index == field) for index in range(6)) for field in range(6)]
         links = {
             "flags": (Refusal.LINK_ARGUMENTS, commands.link_guest_memfd(fd, memfd, flags=1)),
@@ -175,6 +192,7 @@ def test_links_are_refused(launch: Launch, kvm: Kvm, owner: Worker, contract: Co
                 for value in reserved
             },
             "its own": (Refusal.LINK_OWN, commands.link_guest_memfd(source.td.fd, memfd)),
+            "its own link": (Refusal.LINK_OWN, commands.link_guest_memfd(fd, linked)),
             "a VM": (Refusal.LINK_NO_MEMFD, commands.link_guest_memfd(fd, source.td.fd)),
             "a file": (Refusal.LINK_NO_MEMFD, commands.link_guest_memfd(fd, null)),
             "memfd with flags": (Refusal.LINK_FLAGGED, commands.link_guest_memfd(fd, flagged.fd)),
@@ -203,3 +221,4 @@ def test_memory_of_a_closed_file_is_nobodys(
     thief.td.set_memory_attributes(region.gpa, region.size, private=True)
     with refused(contract, Refusal.REGION_LINKED):
         thief.vcpus[0].init_mem_region(bytes(PAGE_SIZE), region.gpa)
+    GuestMemfd(owner, linked, region.size).punch_hole()
