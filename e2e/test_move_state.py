@@ -27,7 +27,7 @@ from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
 from fixtures.guests.timer import Mode
 from fixtures.host.base import TdxHost
-from fixtures.kvm import build
+from fixtures.kvm import build, commands
 from fixtures.kvm.abi import PAGE_SIZE, Cap
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import InterruptedExit
@@ -42,6 +42,8 @@ FIRST, SECOND = 0x61, 0x92
 MS = 1_000_000
 TIMERS = "/proc/timer_list"
 KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_HALTED = 1, 3
+MSR_KVM_POLL_CONTROL, MSR_MTRR_DEF_TYPE = 0x4B564D05, 0x2FF
+RDMSR, WRMSR = 31, 32
 HLT, KICK_CPU = 12, 5
 """A leaf of the GHCI, and a hypercall of KVM: make a vCPU of an APIC id go on."""
 BLOCKED = 1
@@ -79,6 +81,27 @@ class Moved:
 def td(launch: Launch, tdx_cleanup: ExitStack) -> Moved:
     built = launch("execute")
     return Moved(built, Executor(built), tdx_cleanup)
+
+
+# registers that KVM emulates
+
+
+def test_emulated_msrs_are_carried_by_user_space(td: Moved) -> None:
+    """KVM moves what nobody else can; these it gives to user space, and takes from it."""
+    changed = {MSR_KVM_POLL_CONTROL: 0, MSR_MTRR_DEF_TYPE: 0xC06}
+    reads = [vmcall(RDMSR, r12=msr) for msr in changed]
+    before = {msr: found["r11"] for msr, found in zip(changed, td.guest.run(reads), strict=True)}
+    assert not before.items() & changed.items()
+    written = td.guest.run([vmcall(WRMSR, r12=msr, r13=value) for msr, value in changed.items()])
+    assert [found["r10"] for found in written] == [0, 0]
+    worker = td.built.worker
+    kept = worker.call(commands.get_msrs(td.built.vcpus[0].fd, *changed))
+    assert kept == changed
+    td.move()
+    assert worker.call(commands.set_msrs(td.built.vcpus[0].fd, kept)) == len(kept)
+    assert [(found["r10"], found["r11"]) for found in td.guest.run(reads)] == [
+        (0, value) for value in changed.values()
+    ]
 
 
 # the APIC's timer
