@@ -345,6 +345,18 @@ def test_guest_gets_its_pages_though_the_module_is_busy(leaf: str, tdx_host: Tdx
 
 
 @INJECTED
+@pytest.mark.parametrize("operand", [0, 1, 128], ids=["", "rcx", "tdr"])
+def test_guest_is_entered_again_when_the_module_was_busy(
+    operand: int, tdx_host: TdxHost, launch: Launch
+) -> None:
+    """Whatever the busy operand is: bits 31:0 of the completion code tell (``tdx_operand_busy``)."""
+    (vcpu,) = launch("count").vcpus
+    with fault(tdx_host, Injection("TDH.VP.ENTER", 2, 3, BUSY | operand)):
+        told = output.numbers(vcpu, 6)
+    assert told == [step | mark for step in range(1, 4) for mark in (0, output.COMMON)]
+
+
+@INJECTED
 @pytest.mark.parametrize("leaf", ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"])
 def test_guest_goes_on_though_the_module_was_busy_when_a_page_was_taken_away(
     leaf: str, tdx_host: TdxHost, launch: Launch

@@ -138,6 +138,14 @@ def test_refused_with_the_status_that_the_ghci_names(mailbox: Mailbox) -> None:
     assert found == {name: status for name, (_, status) in REFUSED.items()}
 
 
+def test_map_gpa_that_is_refused_tells_the_address(mailbox: Mailbox) -> None:
+    """R11 is the first address that was not mapped (GHCI 1.5, MapGPA)."""
+    wrong = {name: registers for name, (registers, _) in REFUSED.items() if name.startswith("map-gpa")}
+    assert len(wrong) == 5
+    told = {name: mailbox.call(registers).r11 for name, registers in wrong.items()}
+    assert told == {name: registers.r12 for name, registers in wrong.items()}
+
+
 def test_cpuid_of_kvms_own_leaf(mailbox: Mailbox) -> None:
     found = mailbox.call(Registers(r11=CPUID, r12=0x40000000))
     signature = b"".join(value.to_bytes(4, "little") for value in (found.r13, found.r14, found.r15))
