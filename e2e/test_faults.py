@@ -43,6 +43,7 @@ INJECTED = pytest.mark.tdx_needs("misc-cgroup", "seamcall-fault-injection")
 RETRIES = 10
 """Number of times that Linux makes a SEAMCALL that finds no entropy (``RDRAND_RETRY_LOOPS``)."""
 
+RECLAIM = "TDH.PHYMEM.PAGE.RECLAIM"
 BUSY = inject.TDX_OPERAND_BUSY
 INVALID = inject.TDX_OPERAND_INVALID | 1
 NOT_READY = inject.TDX_SYS_NOT_READY
@@ -228,12 +229,15 @@ def test_init_vm_fails_when_the_tds_clock_cannot_be_read(
 def test_init_vcpu_that_fails_leaves_a_dead_vm_whose_hkid_comes_back(
     failure: Injection, tdx_host: TdxHost, td_initialized: Assembly, hkids: Hkids, contract: Contract
 ) -> None:
+    reclaims = Truth(tdx_host.agent).leaves()[RECLAIM].errors
     with fault(tdx_host, failure), refused(contract, Refusal.INIT_VCPU_SEAMCALL):
         td_initialized.add_vcpus()
     assert_dead(td_initialized, contract)
     assert hkids.taken == 0
     td_initialized.close()
     assert hkids.taken == -1
+    # What the module never got it cannot give back.
+    assert Truth(tdx_host.agent).leaves()[RECLAIM].errors == reclaims
 
 
 @INJECTED
@@ -476,7 +480,7 @@ def test_interrupted_write_back_of_the_caches_is_resumed(tdx_host: TdxHost, kvm:
 @INJECTED
 @warns
 @pytest.mark.tdx_leak_expected("a page that the TDX module does not give back keeps the TD's root")
-@each_failure({"TDH.PHYMEM.PAGE.RECLAIM": (BUSY,)})
+@each_failure({RECLAIM: (BUSY,)})
 def test_hkid_comes_back_though_a_page_does_not(
     failure: Injection, tdx_host: TdxHost, td_populated: Assembly, hkids: Hkids
 ) -> None:
