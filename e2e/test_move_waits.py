@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Moves of TDs that wait for a lock, and requests that wait for a move.
 
-``tdx_lock_two_vms`` and ``tdx_move`` in arch/x86/kvm/vmx/tdx.c, ``kvm_vcpu_ioctl`` in virt/kvm/kvm_main.c, of
-flavour ``proposed``.
+``tdx_lock_two_vms``, ``tdx_acquire_vm_state_locks`` in arch/x86/kvm/vmx/tdx.c and ``kvm_vcpu_ioctl`` in
+virt/kvm/kvm_main.c, of flavour ``proposed``.
 """
 
 from __future__ import annotations
