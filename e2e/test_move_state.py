@@ -21,7 +21,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
 from fixtures.errors import HarnessError
 from fixtures.guests import output, timer
-from fixtures.guests.execute import Executor, tdcall, vmcall
+from fixtures.guests.execute import Executor, Row, tdcall, vmcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
@@ -49,6 +49,8 @@ HLT, KICK_CPU = 12, 5
 BLOCKED = 1
 """R12 of HLT: the guest has its interrupts off."""
 TDG_MEM_PAGE_ACCEPT = 6
+SHARED_VA = 1 << 39
+"""The payloads' virtual address of shared memory (``payloads/lib/start.S``)."""
 
 
 @dataclass
@@ -343,6 +345,23 @@ def private_pages(truth: Truth) -> int:
 
 
 @pytest.mark.tdx_host(cpus=2)
+def test_attributes_of_memory_are_the_sources_whatever_the_destinations_were(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    base = 0x100000
+    built = launch("execute", regions=[Region(base, 2 * PAGE_SIZE)])
+    td = Moved(built, Executor(built), tdx_cleanup)
+    built.td.set_memory_attributes(base + PAGE_SIZE, PAGE_SIZE, private=False)
+    built.placed[-1].shared.write(PAGE_SIZE, FIRST.to_bytes(4, "little"))
+    destination = td.destination()
+    destination.td.set_memory_attributes(base, PAGE_SIZE, private=False)
+    destination.td.set_memory_attributes(base + PAGE_SIZE, PAGE_SIZE, private=True)
+    td.move(destination)
+    read = Row(b"\x8b\x03", {"rbx": SHARED_VA | base + PAGE_SIZE})
+    accepted, shared = td.guest.run([tdcall(TDG_MEM_PAGE_ACCEPT, rcx=base), read])
+    assert (accepted["rax"], shared.vector, shared["rax"]) == (0, None, FIRST)
+
+
 def pages_of(stats: StatsFd) -> tuple[int, ...]:
     """What KVM says of the pages that are mapped: of 4 KiB, 2 MiB and 1 GiB."""
     found = stats.read()
