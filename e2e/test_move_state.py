@@ -21,7 +21,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
 from fixtures.errors import HarnessError
 from fixtures.guests import output, timer
-from fixtures.guests.execute import Executor, Row, tdcall, vmcall
+from fixtures.guests.execute import SHARED_VA, Executor, Row, tdcall, vmcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
@@ -49,8 +49,6 @@ HLT, KICK_CPU = 12, 5
 BLOCKED = 1
 """R12 of HLT: the guest has its interrupts off."""
 TDG_MEM_PAGE_ACCEPT = 6
-SHARED_VA = 1 << 39
-"""The payloads' virtual address of shared memory (``payloads/lib/start.S``)."""
 
 
 @dataclass

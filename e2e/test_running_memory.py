@@ -13,7 +13,7 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.guests import output
-from fixtures.guests.execute import Executor, Row
+from fixtures.guests.execute import SHARED_VA, Executor, Row
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import inside, once
 from fixtures.kvm import abi
@@ -154,8 +154,6 @@ def test_private_access_to_memory_that_was_made_shared_leaves_to_user_space(laun
 
 SHARED = InitVmParams().shared_bit
 ELSEWHERE = 0x40000000
-SHARED_VA = 1 << 39
-"""The payloads' virtual address of shared memory (``payloads/lib/start.S``)."""
 EPT_VIOLATION = 48
 
 

@@ -13,7 +13,7 @@ import mmap
 import pytest
 
 from fixtures.agent import syscalls
-from fixtures.guests.execute import Executor, Outcome, Row, tdcall
+from fixtures.guests.execute import SHARED_VA, Executor, Outcome, Row, tdcall
 from fixtures.guests.launch import Launch
 from fixtures.kvm import abi
 from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, PAGE_SIZE
@@ -23,8 +23,6 @@ from fixtures.kvm.params import MemorySlot
 
 BASE, ELSEWHERE = 0x100000, 0x40000000
 ACCEPT = 6
-SHARED_VA = 1 << 39
-"""The payloads' virtual address of shared memory (``payloads/lib/start.S``)."""
 VALUE, OTHER = 0x600DF00D, 0x0BADCAFE
 SYS_WRITE, SYS_MPROTECT, SYS_MADVISE = 1, 10, 28
 MADV_DONTNEED = 4
