@@ -21,7 +21,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
 from fixtures.errors import HarnessError
 from fixtures.guests import output, timer
-from fixtures.guests.execute import SHARED_VA, Executor, Row, tdcall, vmcall
+from fixtures.guests.execute import SHARED_VA, Executor, accept, load, vmcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
@@ -48,7 +48,6 @@ HLT, KICK_CPU = 12, 5
 """A leaf of the GHCI, and a hypercall of KVM: make a vCPU of an APIC id go on."""
 BLOCKED = 1
 """R12 of HLT: the guest has its interrupts off."""
-TDG_MEM_PAGE_ACCEPT = 6
 
 
 @dataclass
@@ -292,9 +291,9 @@ def test_vcpu_that_was_kicked_does_not_fall_asleep(td: Moved) -> None:
 # memory
 
 
-def accept(guest: Executor, gpa: int) -> int:
+def accepted(guest: Executor, gpa: int) -> int:
     """Have the guest accept a page; returns the completion code."""
-    (found,) = guest.run([tdcall(TDG_MEM_PAGE_ACCEPT, rcx=gpa)])
+    (found,) = guest.run([accept(gpa)])
     return found["rax"]
 
 
@@ -312,8 +311,8 @@ def test_memory_is_the_sources_again_when_the_destination_is_closed(launch: Laun
     source = launch("execute", regions=[spare])
     guest = Executor(source)
     with prepare_destination(source):
-        assert accept(guest, spare.gpa) == 0
-    assert accept(guest, spare.gpa + PAGE_SIZE) == 0
+        assert accepted(guest, spare.gpa) == 0
+    assert accepted(guest, spare.gpa + PAGE_SIZE) == 0
 
 
 @pytest.mark.tdx_needs("ground-truth")
@@ -355,9 +354,9 @@ def test_attributes_of_memory_are_the_sources_whatever_the_destinations_were(
     destination.td.set_memory_attributes(base, PAGE_SIZE, private=False)
     destination.td.set_memory_attributes(base + PAGE_SIZE, PAGE_SIZE, private=True)
     td.move(destination)
-    read = Row(b"\x8b\x03", {"rbx": SHARED_VA | base + PAGE_SIZE})
-    accepted, shared = td.guest.run([tdcall(TDG_MEM_PAGE_ACCEPT, rcx=base), read])
-    assert (accepted["rax"], shared.vector, shared["rax"]) == (0, None, FIRST)
+    assert accepted(td.guest, base) == 0
+    (shared,) = td.guest.run([load(SHARED_VA | base + PAGE_SIZE)])
+    assert (shared.vector, shared["rax"]) == (None, FIRST)
 
 
 def pages_of(stats: StatsFd) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.guests import output
-from fixtures.guests.execute import SHARED_VA, Executor, Row
+from fixtures.guests.execute import SHARED_VA, Executor, Row, load
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import inside, once
 from fixtures.kvm import abi
@@ -159,7 +159,7 @@ EPT_VIOLATION = 48
 
 def read_shared(gpa: int) -> Row:
     """MOV from shared memory to EAX."""
-    return Row(b"\x8b\x03", {"rbx": SHARED_VA | gpa})
+    return load(SHARED_VA | gpa)
 
 
 def test_memory_that_the_guest_made_shared_is_populated_as_shared(sharing: Assembly) -> None:

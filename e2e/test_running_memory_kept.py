@@ -13,7 +13,7 @@ import mmap
 import pytest
 
 from fixtures.agent import syscalls
-from fixtures.guests.execute import SHARED_VA, Executor, Outcome, Row, tdcall
+from fixtures.guests.execute import SHARED_VA, Executor, Outcome, accept, load, store
 from fixtures.guests.launch import Launch
 from fixtures.kvm import abi
 from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, PAGE_SIZE
@@ -22,24 +22,11 @@ from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 
 BASE, ELSEWHERE = 0x100000, 0x40000000
-ACCEPT = 6
 VALUE, OTHER = 0x600DF00D, 0x0BADCAFE
 SYS_WRITE, SYS_MPROTECT, SYS_MADVISE = 1, 10, 28
 MADV_DONTNEED = 4
 
 TWO_PAGES = Region(BASE, 2 * PAGE_SIZE)
-
-
-def read(gpa: int) -> Row:
-    return Row(b"\x8b\x03", {"rbx": gpa})
-
-
-def write(gpa: int, value: int) -> Row:
-    return Row(b"\x89\x03", {"rbx": gpa, "rax": value})
-
-
-def accept(gpa: int) -> Row:
-    return tdcall(ACCEPT, rcx=gpa)
 
 
 def ends(found: list[Outcome]) -> list[tuple[int | None, str]]:
@@ -57,17 +44,17 @@ def test_initial_memory_keeps_its_content_when_it_is_populated_once_more(launch:
     region = Region(BASE, PAGE_SIZE, VALUE.to_bytes(4, "little"))
     built = launch("execute", regions=[region])
     assert built.vcpus[0].pre_fault(BASE, PAGE_SIZE) == 0
-    assert ends(Executor(built).run([read(BASE)])) == [(None, hex(VALUE))]
+    assert ends(Executor(built).run([load(BASE)])) == [(None, hex(VALUE))]
 
 
 def test_private_page_is_kept_when_its_neighbour_becomes_private_too(built: Assembly) -> None:
     """Both are made private by one request, of which the first page has nothing to change."""
     guest = Executor(built)
     built.td.set_memory_attributes(BASE + PAGE_SIZE, PAGE_SIZE, private=False)
-    assert ends(guest.run([accept(BASE), write(BASE, VALUE)]))[0] == (None, "0x0")
+    assert ends(guest.run([accept(BASE), store(BASE, VALUE)]))[0] == (None, "0x0")
     built.td.set_memory_attributes(BASE, 2 * PAGE_SIZE, private=True)
     second = BASE + PAGE_SIZE
-    rows = [read(BASE), accept(second), write(second, OTHER), read(second)]
+    rows = [load(BASE), accept(second), store(second, OTHER), load(second)]
     assert ends(guest.run(rows)) == [
         (None, hex(VALUE)),
         (None, "0x0"),
@@ -78,25 +65,25 @@ def test_private_page_is_kept_when_its_neighbour_becomes_private_too(built: Asse
 
 def test_private_page_is_kept_when_its_neighbour_becomes_shared(built: Assembly) -> None:
     guest, second = Executor(built), BASE + PAGE_SIZE
-    guest.run([accept(BASE), write(BASE, VALUE), accept(second), write(second, OTHER)])
+    guest.run([accept(BASE), store(BASE, VALUE), accept(second), store(second, OTHER)])
     built.td.set_memory_attributes(second, PAGE_SIZE, private=False)
-    assert ends(guest.run([read(BASE)])) == [(None, hex(VALUE))]
+    assert ends(guest.run([load(BASE)])) == [(None, hex(VALUE))]
 
 
 def test_private_page_is_kept_when_the_shared_memory_at_its_place_is_discarded(built: Assembly) -> None:
     guest, memory = Executor(built), built.placed[-1].shared
     memory.write(0, OTHER.to_bytes(4, "little"))
-    guest.run([accept(BASE), write(BASE, VALUE)])
+    guest.run([accept(BASE), store(BASE, VALUE)])
     built.worker.call(syscalls.syscall(SYS_MADVISE, memory.address, PAGE_SIZE, MADV_DONTNEED))
     assert memory.read(0, 4) == bytes(4)
-    assert ends(guest.run([read(BASE)])) == [(None, hex(VALUE))]
+    assert ends(guest.run([load(BASE)])) == [(None, hex(VALUE))]
 
 
 def test_private_page_is_kept_when_another_page_of_its_memory_is_taken_away(built: Assembly) -> None:
     guest, second = Executor(built), BASE + PAGE_SIZE
-    guest.run([accept(BASE), write(BASE, VALUE), accept(second), write(second, OTHER)])
+    guest.run([accept(BASE), store(BASE, VALUE), accept(second), store(second, OTHER)])
     built.memfds[-1].punch_hole(PAGE_SIZE, PAGE_SIZE)
-    assert ends(guest.run([read(BASE), accept(second), read(second)])) == [
+    assert ends(guest.run([load(BASE), accept(second), load(second)])) == [
         (None, hex(VALUE)),
         (None, "0x0"),
         (None, "0x0"),
@@ -125,11 +112,11 @@ def test_private_page_is_kept_when_a_page_of_its_memory_that_no_slot_has_is_take
         )
         built.td.set_memory_attributes(BASE, PAGE_SIZE, private=True)
         guest = Executor(built)
-        guest.run([accept(BASE), write(BASE, VALUE)])
+        guest.run([accept(BASE), store(BASE, VALUE)])
         memfd.punch_hole(0, PAGE_SIZE)
-        assert ends(guest.run([read(BASE)])) == [(None, hex(VALUE))]
+        assert ends(guest.run([load(BASE)])) == [(None, hex(VALUE))]
         memfd.punch_hole(PAGE_SIZE, PAGE_SIZE)
-        assert ends(guest.run([accept(BASE), read(BASE)])) == [(None, "0x0"), (None, "0x0")]
+        assert ends(guest.run([accept(BASE), load(BASE)])) == [(None, "0x0"), (None, "0x0")]
 
 
 def test_private_memory_that_can_be_mapped_is_not_seen_by_the_host(launch: Launch) -> None:
@@ -153,4 +140,4 @@ def test_memory_that_user_space_may_only_read_can_be_read_by_the_guest(launch: L
         assert worker.call(protect).ret == 0
         built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, memory.address))
         guest = Executor(built)
-        assert ends(guest.run([read(SHARED_VA | ELSEWHERE)])) == [(None, hex(VALUE))]
+        assert ends(guest.run([load(SHARED_VA | ELSEWHERE)])) == [(None, hex(VALUE))]
