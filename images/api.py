@@ -7,12 +7,17 @@ Importing is cheap and has no side effects.  Builds report their progress on sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from images.cache import Cache
 from images.machine import BootImages
 from images.progress import Reporter, reporter
+
+if TYPE_CHECKING:
+    from images.kernel.mutants import Mutant
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,19 @@ def kernel_misfits(
     """
     from images.kernel import fit
 
-    return fit.misfits_of_kept(cache or Cache(), version, report or reporter())
+    return fit.of_kept(cache or Cache(), version, report or reporter(), fit.misfits)
+
+
+def mutant_misfits(
+    mutants: Sequence[Mutant], *, cache: Cache | None = None, report: Reporter | None = None
+) -> dict[str, str]:
+    """Returns mutant → why it does not apply to the usual version; empty before that was built.
+
+    :raises BuildError: the patches of a mutant's base do not apply.
+    """
+    from images.kernel import fit
+
+    return fit.of_kept(cache or Cache(), None, report or reporter(), fit.mutant_misfits(mutants))
 
 
 def kernel_key(flavour: str, *, cache: Cache | None = None) -> str:

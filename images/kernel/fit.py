@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which flavours' patches apply to a kernel source, found without building it."""
+"""Which flavours' patches, and which mutants', apply to a kernel source, found without building it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from images.cache import Cache
 from images.commands import Log
 from images.kernel import flavours, patched, source
+from images.kernel.mutants import Mutant
 from images.kernel.tree import KeptTree
-from images.patching import PatchError
+from images.patching import Changes, PatchError, work_out
 from images.progress import Reporter
 
+Original = Callable[[str], bytes | None]
+"""Path → the source's content, None where it has no such file."""
+Look = Callable[[Original, Path, Log], dict[str, str]]
+"""Its parameters are those of :func:`misfits`."""
 
-def misfits(
-    original: Callable[[str], bytes | None],
-    scratch: Path,
-    log: Log,
-) -> dict[str, str]:
+
+def misfits(original: Original, scratch: Path, log: Log) -> dict[str, str]:
     """Return flavour → the patch, file and hunk that do not fit, empty where all of them apply.
 
     The patches of ``upstream``, the hooks, are part of every flavour.
 
-    :param original: path → the source's content, None where it has no such file.
     :param scratch: an empty folder.
     """
     found = {}
-    for name, flavour in flavours.load().items():
-        folder = scratch / name
-        folder.mkdir()
+    for name in flavours.load():
         try:
-            patched.changes(flavour, original, folder, onto="it", otherwise="", log=log)
+            _changes(name, original, scratch / name, log)
         except PatchError as error:
             found[name] = error.misfit
         else:
@@ -39,8 +38,39 @@ def misfits(
     return found
 
 
-def misfits_of_kept(cache: Cache, version: str | None, reporter: Reporter) -> dict[str, str]:
-    """Return the same for a version that was built from Debian's source; empty without its tree."""
+def mutant_misfits(mutants: Iterable[Mutant]) -> Look:
+    """Return what finds mutant → the file and hunk that do not fit; mutants that apply are not in it.
+
+    :raises PatchError: the patches of a mutant's base do not apply.
+    """
+
+    def look(original: Original, scratch: Path, log: Log) -> dict[str, str]:
+        bases: dict[str, Original] = {}
+        found = {}
+        for mutant in mutants:
+            if mutant.base not in bases:
+                changes = _changes(mutant.base, original, scratch / mutant.base, log)
+                bases[mutant.base] = _after(changes, original)
+            folder = scratch / mutant.flavour
+            folder.mkdir()
+            try:
+                work_out(
+                    bases[mutant.base],
+                    [(mutant.patch,)],
+                    folder,
+                    onto=f"flavour {mutant.base}",
+                    otherwise="",
+                    log=log,
+                )
+            except PatchError as error:
+                found[mutant.name] = error.misfit
+        return found
+
+    return look
+
+
+def of_kept(cache: Cache, version: str | None, reporter: Reporter, look: Look) -> dict[str, str]:
+    """Return what ``look`` finds in a version that was built from Debian's source; empty without its tree."""
     used = source.last_used(cache).recall(version)
     if used is None:
         return {}
@@ -50,4 +80,20 @@ def misfits_of_kept(cache: Cache, version: str | None, reporter: Reporter) -> di
         cache.new_log("patches") as log,
         cache.scratch("patches") as scratch,
     ):
-        return misfits(tree.original, scratch, log) if tree.src.is_dir() else {}
+        return look(tree.original, scratch, log) if tree.src.is_dir() else {}
+
+
+def _changes(name: str, original: Original, folder: Path, log: Log) -> Changes:
+    folder.mkdir()
+    return patched.changes(flavours.get(name), original, folder, onto="it", otherwise="", log=log)
+
+
+def _after(changes: Changes, original: Original) -> Original:
+    """Return the files of a source with changes."""
+
+    def content(path: str) -> bytes | None:
+        if path in changes.files:
+            return changes.files[path][0]
+        return None if path in changes.removed else original(path)
+
+    return content

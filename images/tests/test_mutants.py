@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from images.commands import Log
 from images.errors import BuildError
-from images.kernel import flavours, mutants
+from images.kernel import fit, flavours, mutants
 from images.kernel.mutants import Mutant
-from images.patching import paths_of
+from images.patching import Changes, paths_of
 
 DIFF = """\
 --- a/x.c
@@ -135,3 +136,21 @@ def test_mutants_of_the_project_are_well_formed() -> None:
             path.startswith(("arch/x86/", "virt/", "kernel/cgroup/", "include/"))
             for path in paths_of(mutant.patch.read_bytes())
         ), mutant.name
+
+
+def test_mutants_that_do_not_apply_to_their_base_are_named_with_the_hunk(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base makes one line of x.c, and removes y.c."""
+    base = Changes({"x.c": (b"int x = 1;\n", False)}, frozenset({"y.c"}))
+    monkeypatch.setattr(fit, "_changes", lambda name, original, folder, log: base)
+    source = {"x.c": b"int x;\n", "y.c": b"int x = 1;\n", "z.c": b"int x = 1;\n"}
+    made = [
+        mutants.read(put(tmp_path / "mutants", diff=DIFF.replace("x.c", path), name=f"hkid/{name}"))
+        for path, name in (("x.c", "changed"), ("y.c", "removed"), ("z.c", "kept"))
+    ]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    found = fit.mutant_misfits(made)(source.get, scratch, log)
+    assert found.keys() == {"removed"}
+    assert found["removed"].startswith("hkid/removed.patch: ")
