@@ -36,11 +36,18 @@ def reset(td: QemuTd) -> Event:
 
 @contextmanager
 def resetting(td: QemuTd) -> Iterator[None]:
-    """A block in which the TD is reset, which it should outlive, and that waits until it is."""
+    """A block in which the TD is reset, which it should outlive, and that waits until it is.
+
+    :raises AssertionError: QEMU ended by itself.
+    """
     try:
         yield
-    except (QmpGone, DeadlineExceeded):
+    except (QmpGone, DeadlineExceeded) as error:
         # A QEMU that lives on has not crashed: the block's own error stands.
-        with suppress(DeadlineExceeded), shows("Q11"):
-            assert td.wait() != -signal.SIGSEGV, "QEMU ended by SIGSEGV"
+        with suppress(DeadlineExceeded):
+            status = td.wait()
+            with shows("Q11"):
+                assert status != -signal.SIGSEGV, "QEMU ended by SIGSEGV"
+            if status is not None and status >= 0:
+                raise AssertionError(f"QEMU ended with status {status}: {td.output[-200:]}") from error
         raise

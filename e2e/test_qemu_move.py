@@ -19,6 +19,7 @@ from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.guests import output
+from fixtures.guests.dump import shared_memory
 from fixtures.guests.launch import Launch
 from fixtures.guests.moving import Destination, Move, moved
 from fixtures.guests.output import COMMON
@@ -134,6 +135,15 @@ def test_memory_is_converted_in_the_destination_as_if_nothing_had_happened(movab
     again = moved_once(movable_tds, destination)
     assert ask(again, "p") == "private 0 0"
     assert ask(again, "m") == "accepted 16"
+
+
+def test_destination_knows_which_memory_is_shared(movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    before = shared_memory(source)
+    assert before
+    assert sum(size for _, size in before) < source.spec.memory_mib << 20
+    assert shared_memory(moved_once(movable_tds, source)) == before
 
 
 # keys

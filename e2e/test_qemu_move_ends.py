@@ -8,16 +8,21 @@ source is stopped and the destination ready (capability ``pause-before-switchove
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 
 import pytest
 
+from fixtures.agent import syscalls
+from fixtures.errors import HarnessError
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Move, moved
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.typed import counts
+from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import QMP
+from fixtures.softseam.hold import held
 
 pytestmark = [
     pytest.mark.tdx_offers("move"),
@@ -26,6 +31,7 @@ pytestmark = [
 ]
 
 
+ATTEMPTS = 5
 TOO_LATE = "The destination takes the guest over, cannot cancel"
 
 
@@ -158,6 +164,28 @@ def test_destination_killed_after_takes_the_td_along(
     assert source.status == "postmigrate"
 
 
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_destination_killed_when_the_kernel_has_moved_the_td_takes_it_along(
+    source: QemuTd, tdx_host: TdxHost, tdx_cleanup: ExitStack, movable_tds: QemuTds, hkids: Hkids
+) -> None:
+    """The source is told nothing, and has nothing left to run."""
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn())
+    worker.call(syscalls.affinity([1]))
+    destination = movable_tds.destination(source, worker)
+    # Where the SEAMCALL lasts, nothing else runs.
+    worker.call(syscalls.affinity([0]))
+    with held(tdx_host.agent.files, "TDH.VP.WR", cpu=1) as hold:
+        move = Move(source, destination)
+        assert hold.reached(lambda: not destination.program.alive)
+        destination.program.signal(signal.SIGKILL)
+    assert destination.wait() == -signal.SIGKILL
+    assert move.end() == "failed"
+    assert source.status == "postmigrate"
+    assert "the destination has taken the guest over" in source.output
+    assert hkids.taken == 0
+
+
 # it is cancelled
 
 
@@ -199,6 +227,23 @@ def test_cancelled_when_all_is_sent(half_way: Move, hkids: Hkids) -> None:
     assert half_way.destination.wait() == 1
     assert "the source does not let the guest go" in half_way.destination.output
     assert_has_lost_nothing(half_way.source, hkids)
+
+
+def test_cancelled_twice_before_the_first_has_ended(hkids: Hkids, movable_tds: QemuTds) -> None:
+    td = movable_tds.run()
+    for step in range(1, ATTEMPTS + 1):
+        move = Move(td, movable_tds.destination(td), capabilities=[*CAPABILITIES, PAUSE])
+        assert move.until(PAUSED, "failed") == PAUSED
+        first, meanwhile, second = td.qmp.execute_together(
+            "migrate_cancel", "query-migrate", "migrate_cancel"
+        )
+        assert (first, second) == ({}, {})
+        assert move.end() == "cancelled"
+        assert counts(td) == [step, step]
+        assert hkids.taken == 1
+        if meanwhile["status"] == "cancelling":
+            return
+    raise HarnessError(f"the first of two had ended before the second came, {ATTEMPTS} times")
 
 
 def test_cancelled_at_any_moment_is_moved_or_not(hkids: Hkids, movable_tds: QemuTds) -> None:

@@ -18,7 +18,15 @@ from typing import Any
 import pytest
 
 from fixtures.cgroup import Cgroup
-from fixtures.guests.moving import OTHER_MODES, PLAIN_CAPABILITIES, TAKE_OVER, Move, moved, set_mode
+from fixtures.guests.moving import (
+    CAPABILITIES,
+    OTHER_MODES,
+    PLAIN_CAPABILITIES,
+    TAKE_OVER,
+    Move,
+    moved,
+    set_mode,
+)
 from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.quotes import QuoteService
@@ -31,6 +39,8 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 RETRY = 1
 """GHCI 1.5: the status of a TDVMCALL that the guest has to repeat."""
+INVALID_OPERAND = 1 << 63
+"""GHCI 1.5: the status of a TDVMCALL with a wrong argument."""
 
 
 def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
@@ -142,6 +152,28 @@ def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
     destination.connect()
     assert move.end() == "completed"
     assert ask(destination, "q") == "quote 0"
+
+
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+def test_request_for_a_quote_that_is_refused_is_not_in_the_way(
+    quotes: QuoteService, movable_tds: QemuTds
+) -> None:
+    source = movable_tds.run(**quotes.change)
+    assert ask(source, "b") == f"quote {INVALID_OPERAND}"
+    reasons = source.execute("query-migrate")["blocked-reasons"]
+    assert not [reason for reason in reasons if "quote" in reason]
+    quotes.ask(source).answer(b"a quote")
+    assert ask(source, "w") == "quote 0"
+    moved(source, movable_tds.destination(source))
+
+
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+def test_guest_that_the_kernel_does_not_move_cannot_be_taken_over(movable_tds: QemuTds) -> None:
+    source = movable_tds.start(guest=None)
+    with pytest.raises(QmpError, match=f"'{TAKE_OVER}' is only for mode "):
+        Move(source, movable_tds.destination(source), capabilities=CAPABILITIES)
 
 
 # by the destination, before the source stops

@@ -13,6 +13,8 @@
  * m: accepts 16 MiB more, from 16 MiB on; "accepted MIB", or "accepted MIB STATUS" when the TDX module refuses;
  * q: asks for a quote in the page at 2 MiB minus 4 KiB, which is shared; "quote STATUS"; w: what has become of it,
  *    "quote STATUS OF-THE-REQUEST" (GHCI: all ones is in flight);
+ *    b: asks in the last page of 64 MiB, which is shared, and in the next, where there is no memory: what is to be
+ *    read begins in the one and ends in the other; "quote STATUS";
  * n: asks for an interrupt when a quote is done; "notify STATUS"; i: how many came; "notified COUNT";
  * f: reports a fatal error, code 0xdead0000, text "payload"; F: with the address of a page that says more;
  *    e: without a text; x: with the code 0xdead;
@@ -42,6 +44,7 @@
 
 #define PAGE_GPA	0x100000UL
 #define QUOTE_GPA	0x1ff000UL
+#define LAST_GPA	0x3fff000UL
 #define MORE_GPA	0x1000000UL
 #define MORE		0x1000000UL
 #define PAGE		4096UL
@@ -66,6 +69,7 @@ static volatile u32 counts[MAX_VCPUS];
 
 static volatile u32 *const shared = (u32 *)(SHARED_VA + PAGE_GPA);
 static volatile struct quote_header *const quote = (struct quote_header *)(SHARED_VA + QUOTE_GPA);
+static volatile struct quote_header *const last_quote = (struct quote_header *)(SHARED_VA + LAST_GPA);
 
 static u64 accepted, last, longest;
 static volatile u32 notified;
@@ -230,15 +234,15 @@ static void accept_more(void)
 		say_word(" ", status);
 }
 
-static void ask_for_quote(void)
+static void ask_for_quote(volatile struct quote_header *header, u64 gpa, u64 size, u32 in_size)
 {
-	struct vmcall call = { VMCALL_GET_QUOTE, SHARED_GPA | QUOTE_GPA, PAGE, 0, 0 };
+	struct vmcall call = { VMCALL_GET_QUOTE, SHARED_GPA | gpa, size, 0, 0 };
 
-	map_gpa(SHARED_GPA | QUOTE_GPA, PAGE);
-	quote->version = 1;
-	quote->status = 0;
-	quote->in_size = 64;
-	quote->out_size = 0;
+	map_gpa(SHARED_GPA | gpa, PAGE);
+	header->version = 1;
+	header->status = 0;
+	header->in_size = in_size;
+	header->out_size = 0;
 	say_word("quote ", vmcall(&call));
 }
 
@@ -288,7 +292,10 @@ static void do_as_told(char letter, u64 vcpus)
 		accept_more();
 		break;
 	case 'q':
-		ask_for_quote();
+		ask_for_quote(quote, QUOTE_GPA, PAGE, 64);
+		break;
+	case 'b':
+		ask_for_quote(last_quote, LAST_GPA, 2 * PAGE, PAGE);
 		break;
 	case 'w':
 		say_word("quote ", quote->status);
