@@ -7,12 +7,12 @@ question; the tests below it need more than one.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from contextlib import ExitStack
 
 import pytest
 
+from e2e.races import on
 from fixtures.agent import syscalls
 from fixtures.contracts.answers import refused
 from fixtures.contracts.judge import Compliance, compliance
@@ -20,24 +20,23 @@ from fixtures.contracts.probes import OK, Errno, NotVisible, Prober
 from fixtures.contracts.promises import Contract, Promise, Refusal, Size
 from fixtures.findings import shows
 from fixtures.guests import output
+from fixtures.guests.running import begun
 from fixtures.host import contract_probe
 from fixtures.host.base import TdxHost
 from fixtures.host.contract_probe import Behaviour
 from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import PAGE_SIZE, Cap, Request
+from fixtures.kvm.abi import Cap
 from fixtures.kvm.build import Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.many import many_tds
-from fixtures.kvm.memory import Memory
 from fixtures.kvm.td import Td
-from fixtures.kvm.vcpu import Vcpu
+from fixtures.softseam.hold import held
 from images.kernel import flavours
 
 ROUNDS = 20
-KVM_VCPU_TSC_CTRL = KVM_VCPU_TSC_OFFSET = 0
 
 
 @pytest.fixture
@@ -143,14 +142,6 @@ def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_t
     assert hkids.taken == 0
 
 
-def tsc_offset(vcpu: Vcpu) -> int:
-    """Return what KVM adds to the host's TSC for a vCPU's timers (KVM_VCPU_TSC_OFFSET)."""
-    with Memory.map(vcpu.worker, PAGE_SIZE) as found:
-        attribute = struct.pack("=IIQQ", 0, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, found.address)
-        vcpu.worker.call(commands.ioctl(vcpu.fd, Request.KVM_GET_DEVICE_ATTR, attribute))
-        return int.from_bytes(found.read(0, 8), "little")
-
-
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("init-after-vcpu")
 @pytest.mark.usefixtures("init_may_follow")
@@ -166,7 +157,7 @@ def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
     assert prober.init_for(td, prober.usual) == OK
     vcpu.set_cpuid2()
     vcpu.init_vcpu()
-    assert tsc_offset(vcpu) == tsc_offset(td.create_vcpu(1)) != 0
+    assert vcpu.tsc_offset() == td.create_vcpu(1).tsc_offset() != 0
 
 
 @pytest.mark.tdx_host(cpus=2)
@@ -237,6 +228,40 @@ def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contra
                 add_vcpu(td, 1)
             # A dead VM answers everything with EIO.
             assert td.check_extension(Cap.MAX_VCPUS) == 1
+
+
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_number_can_still_be_changed_after_an_init_vm_that_failed(
+    contract: Contract, prober: Prober, td: Td, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    """The TDX module has not been told a number."""
+    if contract.errno(Promise.CAP_LOWER):
+        pytest.skip(f"{contract.name} lets nobody set the number")
+    others = tdx_cleanup.enter_context(ExitStack())
+    use_up(hkids, prober, others)
+    assert prober.init_for(td, prober.usual) == Errno(contract.errno(Refusal.INIT_NO_HKID))
+    others.close()
+    td.enable_cap(Cap.MAX_VCPUS, 1)
+    assert prober.init_for(td, 1) == OK
+    assert td.check_extension(Cap.MAX_VCPUS) == 1
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_number_that_comes_while_the_module_is_told_one_is_answered_as_one_that_comes_later(
+    contract: Contract, prober: Prober, td: Td, tdx_host: TdxHost
+) -> None:
+    if contract.errno(Promise.CAP_LOWER):
+        pytest.skip(f"{contract.name} lets nobody set the number")
+    worker, params = td.worker, prober.params(prober.usual)
+    with held(tdx_host.agent.files, "TDH.MNG.INIT", cpu=1) as hold:
+        telling = worker.start(on([1], commands.init_vm(td.fd, params)))
+        assert hold.reached(telling.done)
+        lowering = begun(worker, commands.enable_cap(td.fd, Cap.MAX_VCPUS, 1))
+    assert telling.result().complete
+    assert errno_of(lowering.result) == contract.errno(Promise.CAP_AFTER_INIT)
 
 
 # the capability and vCPUs at once

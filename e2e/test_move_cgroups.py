@@ -13,7 +13,7 @@ from fixtures.agent.files import Files
 from fixtures.cgroup import Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
-from fixtures.deadline import until
+from fixtures.deadline import comes_true
 from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
 from fixtures.kvm.build import Assembly
@@ -144,10 +144,12 @@ def test_limit_that_refuses_a_move_counts_it_and_leaves_no_charge(
     full: str, line: Line, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
     source, destination = moved_between((line.old, line.new), tdx_host, launch, tdx_cleanup)
-    {"right": line.right, "new": line.new}[full].set_max(0)
+    at_limit = {"right": line.right, "new": line.new}[full]
+    at_limit.set_max(0)
     with refused(contract, Refusal.MOVE_CGROUP_MAX):
         move_from(source, to=destination)
     assert line.current == [1, 1, 1, 0, 0]
+    assert at_limit.peak == 0
     wanted = {
         "right": [(1, 0), (0, 0), (0, 0), (1, 1), (0, 0)],
         "new": [(1, 0), (0, 0), (0, 0), (1, 0), (1, 1)],
@@ -197,5 +199,6 @@ def test_nothing_refers_to_a_cgroup_that_the_td_has_left(
     left.worker.kill()
     left.worker.wait()
     pair[int(refuse)].remove()
-    until(lambda: dying(tdx_host.agent.files, tdx_cgroup) == 0, "the removed cgroup to be freed")
+    freed = comes_true(lambda: dying(tdx_host.agent.files, tdx_cgroup) == 0, "the removed cgroup to be freed")
+    assert freed, "something still refers to the removed cgroup"
     assert count(other) == counted(2)

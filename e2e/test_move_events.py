@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.moves import MOVES, destination_of
+from e2e.races import on
 from fixtures.agent import syscalls
 from fixtures.agent.call import batch_call
 from fixtures.contracts.answers import refused
@@ -27,6 +28,7 @@ from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.files import Irqfd
 from fixtures.kvm.move import move_from
+from fixtures.softseam.hold import held
 
 pytestmark = MOVES
 
@@ -90,6 +92,26 @@ def test_event_while_the_td_moves_arrives_exactly_once(
             signalling.result()
             source.close()
             assert_arrives_once(destination, event)
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_interrupt_that_comes_while_the_vcpu_moves_does_not_stay_in_the_source(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """The vCPU is given its descriptor in the destination, which is a SEAMCALL that lasts."""
+    source, event = source_with_event(launch, tdx_cleanup)
+    destination = destination_of(source, tdx_cleanup)
+    move = commands.move_from(destination.td.fd, source.td.fd)
+    with held(tdx_host.agent.files, "TDH.VP.WR", cpu=1) as hold:
+        moving = destination.worker.start(on([1], move))
+        assert hold.reached(moving.done)
+        event.signal()
+        with refused(contract, Refusal.VM_DEAD):
+            source.td.signal_msi(INTERRUPT_VECTOR)
+    assert moving.result().complete
+    source.close()
+    assert_arrives_once(destination, event)
 
 
 def test_msi_of_the_dead_source_is_refused(

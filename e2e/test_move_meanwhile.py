@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from e2e.moves import MOVES, count, counted, destination_of
+from e2e.races import on
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, batch_call
 from fixtures.agent.client import Worker
+from fixtures.cgroup import Cgroup
+from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import asleep, begun, halted, once
@@ -24,11 +27,14 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import commands
 from fixtures.kvm.abi import PAGE_SIZE, Request
+from fixtures.kvm.build import Region
 from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.memory import Memory
+from fixtures.kvm.move import move_from
 from fixtures.kvm.params import MemorySlot
 from fixtures.softseam import inject
+from fixtures.softseam.hold import held
 from fixtures.softseam.inject import Injection
 
 pytestmark = MOVES
@@ -37,6 +43,7 @@ SYS_MINCORE, SYS_MADVISE = 27, 28
 MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 4, 15, 23
 SHARED = 64 << 20
 """Bytes; in small pages the kernel takes some ten milliseconds to free them."""
+HOLE = Region(0x100000, 16 * PAGE_SIZE, bytes(16 * PAGE_SIZE))
 ATTEMPTS = 40
 PAUSES = (5, 10, 20, 40, 80)
 """Numbers of messages that the moves come later than what they are to meet."""
@@ -153,3 +160,44 @@ def moves_while_memory_goes(
         (before == b"\1", moved.errno if isinstance(moved, KvmError) else 0, after == b"\1")
         for _, before, moved, _, after in zip(*[iter(results)] * len(attempt), strict=True)
     ]
+
+
+@pytest.mark.tdx_host(cpus=3)
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+@pytest.mark.parametrize("first", ["destination", "source"])
+def test_move_while_memory_is_taken_from_the_guest_is_refused(
+    first: str,
+    launch: Launch,
+    tdx_host: TdxHost,
+    tdx_cgroup: Cgroup,
+    tdx_cleanup: ExitStack,
+    hkids: Hkids,
+    contract: Contract,
+) -> None:
+    """A hole is punched, in one VM after the other: the last that linked the memory comes first.
+
+    The move waits for an mmu_lock that the hole gives back between two pages.
+    """
+    old, new = (tdx_cgroup.child(name) for name in ("old", "new"))
+    owner, mover = (
+        tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path)) for group in (old, new)
+    )
+    source = launch("count", regions=[HOLE], owner=owner)
+    count(source)
+    destination = destination_of(source, tdx_cleanup, mover)
+    if first == "source":
+        source = move_from(source, to=destination_of(source, tdx_cleanup, owner))
+    there = tdx_cleanup.enter_context(source.td.give(mover))
+    hole = commands.punch_hole(source.memfds[-1].fd, HOLE.size)
+    with held(tdx_host.agent.files, "TDH.MEM.PAGE.REMOVE", cpu=1) as hold:
+        punching = owner.start(on([1], hole))
+        assert hold.reached(punching.done)
+        moving = begun(mover, on([2], commands.move_from(destination.td.fd, there.fd)))
+        assert not moving.done()
+    assert punching.result().complete
+    with refused(contract, Refusal.MOVE_BUSY):
+        moving.result()[1]
+    assert [group.current for group in (old, new)] == [1, 0]
+    assert count(source) == counted(2)
+    assert count(move_from(source, to=destination)) == counted(3)
+    assert hkids.taken == 1

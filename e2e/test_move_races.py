@@ -25,7 +25,7 @@ from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, PAGE_SIZE, Request
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.errors import KvmError, errno_of
-from fixtures.kvm.move import move_from, prepare_destination
+from fixtures.kvm.move import make_like, move_from, prepare_destination
 from fixtures.kvm.params import MemorySlot
 from fixtures.softseam.truth import Truth
 
@@ -95,20 +95,27 @@ def test_moves_that_cross_do_not_stand_in_each_others_way(
 def test_vcpu_that_is_created_meanwhile_is_there_or_not(
     in_destination: bool,
     launch: Launch,
+    owner: Worker,
     tdx_host: TdxHost,
     hkids: Hkids,
-    tdx_cleanup: ExitStack,
     contract: Contract,
 ) -> None:
-    """In the destination it comes too late, or is one too many for the move; in the source too late."""
+    """In the destination it comes too late, or is one too many for the move; in the source too late.
+
+    The VM that is made first is the other one in each round: locks are taken in the order of addresses.
+    """
     busy, late = contract.errno(Refusal.MOVE_BUSY), contract.errno(Refusal.VCPU_AFTER_FINALIZE)
     wanted = {(0, late), (contract.errno(Refusal.MOVE_OTHER_VCPUS), 0), (busy, 0)}
     if not in_destination:
         wanted = {(0, late), (busy, late)}
-    for _ in range(10):
+    for turn in range(10):
+        before = build.created(owner)
         source = launch("count")
+        after = build.created(owner)
         count(source)
-        destination = destination_of(source, tdx_cleanup)
+        destination, unused = (before, after) if turn % 2 else (after, before)
+        unused.close()
+        make_like(source, destination)
         first, second = tdx_host.agent.barrier(2)
         moving = destination.worker.start(commands.move_from(destination.td.fd, source.td.fd, barrier=first))
         vm = destination if in_destination else source

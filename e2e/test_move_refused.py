@@ -20,7 +20,7 @@ from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
-from fixtures.guests.running import inside, once, spin
+from fixtures.guests.running import begun, inside, once, spin
 from fixtures.host.base import TdxHost
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
@@ -29,7 +29,7 @@ from fixtures.kvm.device import Kvm
 from fixtures.kvm.exits import InterruptedExit, MemoryFaultExit
 from fixtures.kvm.files import GuestMemfd
 from fixtures.kvm.memory import Memory
-from fixtures.kvm.move import link_memory, move_from
+from fixtures.kvm.move import link_memory, make_like, move_from
 from fixtures.kvm.params import MemorySlot
 from fixtures.softseam import inject
 from fixtures.softseam.inject import Injection
@@ -96,14 +96,14 @@ def test_vcpu_that_runs_is_in_the_way(
     early = tdx_cleanup.enter_context(build.created(owner))
     source = launch("spin")
     destination = early if made == "before" else tdx_cleanup.enter_context(build.created(owner))
-    destination.create_vcpus()
-    destination.vcpus[0].set_cpuid2()
-    link_memory(destination, *source.placed)
+    make_like(source, destination)
     (running,) = spin(source)
     # Nothing stays locked, so that the second is refused alike.
     for _ in range(2):
+        moving = begun(owner, commands.move_from(destination.td.fd, source.td.fd))
+        assert moving.done(), "it waits for the vCPU"
         with refused(contract, Refusal.MOVE_BUSY):
-            move_from(source, to=destination)
+            moving.result()
     assert not running.done()
     assert isinstance(running.stop(), InterruptedExit)
     move_from(source, to=destination)

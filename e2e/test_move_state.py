@@ -223,6 +223,15 @@ def test_deadline_is_that_of_the_tds_own_tsc(
     assert not expired
 
 
+def test_vcpu_has_the_tsc_offset_of_before_the_move(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    source = launch("count", vcpus=2)
+    count(source)
+    before = [vcpu.tsc_offset() for vcpu in source.vcpus]
+    assert all(before)
+    moved = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert [vcpu.tsc_offset() for vcpu in moved.vcpus] == before
+
+
 # interrupts
 
 
@@ -236,19 +245,21 @@ def test_interrupt_by_logical_id_finds_the_vcpu(launch: Launch, tdx_cleanup: Exi
     assert output.number_of(built.vcpus[0].run()) == 2
 
 
-@pytest.mark.parametrize("looked_at", [False, True], ids=["", "looked-at"])
+@pytest.mark.parametrize("looked_at", ["", "source", "destination"])
 def test_nmi_that_the_guest_has_not_got_yet_is_taken_in_the_destination(
-    looked_at: bool, launch: Launch, tdx_cleanup: ExitStack
+    looked_at: str, launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
+    """KVM_GET_VCPU_EVENTS does itself what makes KVM look for NMIs (``process_nmi``, arch/x86/kvm/x86.c)."""
     source = launch("nmi")
     (vcpu,) = source.vcpus
     assert output.numbers(vcpu, 1) == [0]
     vcpu.complete()
     vcpu.nmi()
-    if looked_at:
+    if looked_at == "source":
         assert vcpu.pending_nmis() == 1
     built = move_from(source, to=destination_of(source, tdx_cleanup))
-    assert built.vcpus[0].pending_nmis() == 1
+    if looked_at == "destination":
+        assert built.vcpus[0].pending_nmis() == 1
     assert output.numbers(built.vcpus[0], 1) == [1 << 8 | 1]
 
 

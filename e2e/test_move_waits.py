@@ -27,11 +27,14 @@ from fixtures.guests.running import begun, halted, once
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import commands
-from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.abi import KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
 from fixtures.kvm.build import Region
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.late import LateMemory
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.move import move_from
+from fixtures.kvm.params import MemorySlot
 from fixtures.softseam.hold import held
 
 pytestmark = [*MOVES, pytest.mark.tdx_host(cpus=2)]
@@ -105,7 +108,7 @@ def test_requests_that_wait_for_a_move_find_the_source_dead(
     destination = destination_of(source, tdx_cleanup)
     worker, vm, vcpu = source.worker, source.td.fd, source.vcpus[0].fd
     finalize, nmi = commands.finalize_vm(vm), commands.nmi(vcpu)
-    requests: list[Call[Any]] = [finalize, finalize, nmi]
+    requests: list[Call[Any]] = [finalize, finalize, nmi, commands.create_vcpu(vm, 1)]
     with held(tdx_host.agent.files, "TDH.MEM.RANGE.BLOCK", cpu=1) as hold:
         sharing = worker.start(on([1], commands.set_memory_attributes(vm, PAGE.gpa, PAGE.size, 0)))
         assert hold.reached(sharing.done)
@@ -117,4 +120,30 @@ def test_requests_that_wait_for_a_move_find_the_source_dead(
     assert moving.result().complete
     found = [error_of(worker, partial(job.result().__getitem__, 1)) for job in waiting]
     assert found == [errno.EIO] * len(requests)
+    assert count(destination) == counted(2)
+
+
+@pytest.mark.tdx_needs("late-memory")
+@pytest.mark.parametrize("whose", ["source", "destination"])
+def test_move_waits_for_who_has_the_memory_slots_of_a_vm(
+    whose: str, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """KVM_GET_DIRTY_LOG holds them while it writes to memory that comes late."""
+    source = launch("count")
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    worker = source.worker
+    memory = tdx_cleanup.enter_context(Memory.map(worker, PAGE_SIZE))
+    slot = MemorySlot(source.free_slot, 0x300000, PAGE_SIZE, memory.address, flags=KVM_MEM_LOG_DIRTY_PAGES)
+    for vm in (source, destination):
+        vm.td.set_slot(slot)
+    log = {"source": source, "destination": destination}[whose].td.fd
+    with LateMemory.map(worker, PAGE_SIZE) as late:
+        reading = worker.start(commands.get_dirty_log(log, slot.slot, late.address))
+        late.wanted()
+        moving = begun(worker, commands.move_from(destination.td.fd, source.td.fd))
+        assert not moving.done(), "it does not wait"
+        late.give(b"")
+        reading.result()
+        moving.result()
     assert count(destination) == counted(2)

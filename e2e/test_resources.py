@@ -6,28 +6,30 @@ A TD goes through the same life again and again.  What it takes for good makes a
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
+from fixtures.agent import syscalls
+from fixtures.agent.call import Call, SyscallResult
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
-from fixtures.deadline import Deadline, until
-from fixtures.errors import DeadlineExceeded
+from fixtures.deadline import Deadline, comes_true
 from fixtures.guests import output
 from fixtures.host.allocations import kept, live
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.host.resources import allocated, growing, references
-from fixtures.kvm import build
+from fixtures.kvm import build, commands
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Region
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.errors import errno_of
+from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.many import many_tds
 from fixtures.kvm.move import move_from, prepare_destination
 from fixtures.kvm.params import InitVmParams
@@ -64,6 +66,10 @@ BUSY_ONCE = ("TDH.MEM.SEPT.ADD", "TDH.MEM.PAGE.ADD", "TDH.MEM.PAGE.AUG")
 REFERENCES_SECONDS = 5.0
 FLUSH_SECONDS = 3.0
 AT_ONCE = 8
+FILE_MAX = "/proc/sys/fs/file-max"
+SYS_SETRESUID = 117  # x86-64
+NOBODY = 65534
+UNCHANGED = (1 << 32) - 1
 
 
 @dataclass
@@ -143,6 +149,29 @@ def moved_without_memory(stage: Stage) -> None:
     """Moves before it has had a page, and so a page table, of its own."""
     with build.with_vcpus(stage.worker).finalize() as source, prepare_destination(source) as destination:
         move_from(source, to=destination)
+
+
+def links_without_a_file(stage: Stage) -> None:
+    """Memory that cannot be linked: the host has as many files as it may have, but for root."""
+    files, worker = stage.host.agent.files, stage.worker
+    with build.with_vcpus(worker).place(MEMORY) as source, build.created(worker) as other:
+        link = commands.link_guest_memfd(other.td.fd, source.memfds[-1].fd)
+        before = files.read_text(FILE_MAX)
+        files.write(FILE_MAX, "0")
+        try:
+            _, linked, back = worker.batch(
+                [effective_user(NOBODY), link, effective_user(0)], go_on=True
+            ).results
+        finally:
+            files.write(FILE_MAX, before)
+        assert back.ret == 0
+        assert isinstance(linked, KvmError)
+        assert linked.errno == errno.ENFILE
+
+
+def effective_user(uid: int) -> Call[SyscallResult]:
+    """setresuid(2) of a thread's effective user, with its capabilities."""
+    return syscalls.syscall(SYS_SETRESUID, UNCHANGED, uid, UNCHANGED)
 
 
 def init_vm(stage: Stage, *changes: Callable[[InitVmParams], InitVmParams]) -> None:
@@ -236,10 +265,8 @@ def stage(
             seen.append(references(agent))
             return seen[-1] == before
 
-        try:
-            until(settled, "references to be given back", REFERENCES_SECONDS)
-        except DeadlineExceeded as error:
-            raise AssertionError(f"{before} before, {seen[-1]} now") from error
+        in_time = comes_true(settled, "references to be given back", REFERENCES_SECONDS)
+        assert in_time, f"{before} before, {seen[-1]} now"
 
     tdx_cleanup.callback(end)
     return Stage(tdx_host, worker, tdx_cgroup, payloads["count"])
@@ -282,7 +309,7 @@ def test_kvm_frees_all_that_it_allocates(life: Life, stage: Stage) -> None:
 @pytest.mark.tdx_needs("allocations")
 @pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
-@pytest.mark.parametrize("life", [moved, moved_without_memory, moves_that_fail])
+@pytest.mark.parametrize("life", [moved, moved_without_memory, moves_that_fail, links_without_a_file])
 def test_kvm_frees_all_that_a_move_allocates(life: Life, stage: Stage) -> None:
     assert_all_freed(stage, life)
 

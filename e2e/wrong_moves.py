@@ -79,9 +79,7 @@ def _more_memory(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
 
 
 @contextmanager
-def _with_another_slot(
-    source: Assembly, *, gpa: int | None = None, offset: int = 0, less: int = 0
-) -> Iterator[Fds]:
+def _with_another_slot(source: Assembly, *, gpa: int | None = None, less: int = 0) -> Iterator[Fds]:
     """A destination whose first memory slot is replaced."""
     with prepare_destination(source) as other:
         slot = other.placed[0].slot
@@ -90,7 +88,6 @@ def _with_another_slot(
             replace(
                 slot,
                 gpa=slot.gpa if gpa is None else gpa,
-                guest_memfd_offset=slot.guest_memfd_offset + offset,
                 size=slot.size - less,
             )
         )
@@ -154,6 +151,22 @@ def _other_flags(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
         yield other.td.fd, source.td.fd
     source.td.delete_slot(slot.slot, slot.gpa)
     memory.close()
+
+
+@contextmanager
+def _other_part(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
+    """Both have one page more, of the same guest_memfd, but not the same page of it."""
+    source.place(Region(0x300000, 2 * PAGE_SIZE))
+    placed = source.placed[-1]
+    slot = replace(placed.slot, size=PAGE_SIZE)
+    with prepare_destination(source) as other:
+        theirs = replace(other.placed[-1].slot, size=PAGE_SIZE, guest_memfd_offset=PAGE_SIZE)
+        for td, its in ((source.td, slot), (other.td, theirs)):
+            td.delete_slot(its.slot, its.gpa)
+            td.set_slot(its)
+        yield other.td.fd, source.td.fd
+    source.td.delete_slot(slot.slot, slot.gpa)
+    source.td.set_slot(placed.slot)
 
 
 @contextmanager
@@ -228,10 +241,7 @@ WRONG_MOVES: dict[str, tuple[Refusal, WrongMove]] = {
         lambda source, kvm: _with_another_slot(source, gpa=0x100000),
     ),
     "less-memory": (Refusal.MOVE_OTHER_MEMORY, lambda source, kvm: _with_another_slot(source, less=4096)),
-    "another-part-of-the-memory": (
-        Refusal.MOVE_OTHER_MEMORY,
-        lambda source, kvm: _with_another_slot(source, offset=4096, less=4096),
-    ),
+    "another-part-of-the-memory": (Refusal.MOVE_OTHER_MEMORY, _other_part),
     "memory-with-another-number": (Refusal.MOVE_OTHER_MEMORY, _other_number),
     "memory-with-other-flags": (Refusal.MOVE_OTHER_MEMORY, _other_flags),
     "memory-that-is-closed": (Refusal.MOVE_OTHER_MEMORY, _closed_memory),
