@@ -99,6 +99,16 @@ def delete_slot(td: Assembly) -> Call[Any]:
     return commands.set_slot(td.td.fd, MemorySlot(slot.slot, slot.gpa, 0))
 
 
+def punch_hole(index: int) -> Ask:
+    """Take the memory of a slot from the guest: with its guest_memfd's lock and mmu_lock only."""
+
+    def ask(td: Assembly) -> Call[Any]:
+        memfd = td.placed[index].memfd
+        return commands.punch_hole(memfd.fd, memfd.size)
+
+    return ask
+
+
 def make_shared(td: Assembly) -> Call[Any]:
     region = td.placed[-1].region
     return commands.set_memory_attributes(td.td.fd, region.gpa, region.size, 0)
@@ -155,6 +165,16 @@ RACES: Mapping[str, Race] = {
         lambda worker: with_second_vcpu(worker).place(PAGE), (init_vcpu(1), add_page, finalize)
     ),
 }
+
+
+HOLES: Mapping[str, Race] = {
+    "init-vcpu": Race(with_second_vcpu, (init_vcpu(1), punch_hole(-1))),
+    "add-page": Race(placed, (add_page, punch_hole(-1))),
+    "make-shared": Race(build.finalized, (make_shared, punch_hole(-1))),
+}
+"""Races with a hole in a guest_memfd, which takes none of the locks that other requests of a VM hold."""
+HOLE_AND_FINALIZE = Race(build.populated, (finalize, punch_hole(-1)))
+HOLE_AND_PAGE_ELSEWHERE = Race(lambda worker: build.populated(worker).place(PAGE), (add_page, punch_hole(0)))
 
 
 def error_of(owner: Worker, result: Callable[[], object]) -> int:

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
-from e2e.findings import F33
+from e2e.findings import F33, F34, F35
 from e2e.races import (
+    HOLE_AND_FINALIZE,
+    HOLE_AND_PAGE_ELSEWHERE,
+    HOLES,
     PAGE,
     RACES,
     Ask,
@@ -75,11 +78,11 @@ def errors_of(
 ) -> tuple[bool, list[int]]:
     """Make requests, of which the first makes a SEAMCALL that lasts until the others have begun.
 
-    It lasts on a CPU of its own, which writes back no package.
+    It lasts on a CPU of its own, which writes back no package.  The others may spin, so CPU 0 is the agent's.
 
     :returns: whether it lasted (not if it was made elsewhere, or with interrupts off), and the errnos.
     """
-    *usual, last = range(host.shape.cpus)
+    _, *usual, last = range(host.shape.cpus)
     with held(host.agent.files, leaf, last) as hold:
         worker, call = first
         jobs = [worker.start(on([last], call))]
@@ -128,6 +131,30 @@ def test_request_that_comes_while_a_seamcall_of_its_td_lasts_ends_as_in_some_ord
     name: str, most: int, tdx_host: TdxHost, owner: Worker, hkids: Hkids
 ) -> None:
     hold_in_races(RACES[name], tdx_host, owner, most)
+    assert hkids.taken == 0
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_hole_that_comes_while_a_seamcall_of_its_td_lasts_takes_the_memory(
+    name: str, tdx_host: TdxHost, owner: Worker, hkids: Hkids
+) -> None:
+    hold_in_races(HOLES[name], tdx_host, owner, ALL)
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_finding("F34", **F34)
+def test_td_is_finalized_while_a_hole_takes_memory(tdx_host: TdxHost, owner: Worker, hkids: Hkids) -> None:
+    with shows("F34", AssertionError, match=r"while TDH\.(MR\.FINALIZE|MEM\.)"):
+        hold_in_races(HOLE_AND_FINALIZE, tdx_host, owner, ALL)
+    assert hkids.taken == 0
+
+
+@pytest.mark.tdx_finding("F35", **F35)
+def test_page_is_measured_while_a_hole_takes_other_memory(
+    tdx_host: TdxHost, owner: Worker, hkids: Hkids
+) -> None:
+    with shows("F35", AssertionError, match=r"while TDH\.(MR\.EXTEND|MEM\.)"):
+        hold_in_races(HOLE_AND_PAGE_ELSEWHERE, tdx_host, owner, ALL)
     assert hkids.taken == 0
 
 
