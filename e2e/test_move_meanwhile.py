@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import errno
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 
 from e2e.moves import MOVES, count, counted, destination_of
-from e2e.races import on
+from e2e.races import error_of, on
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, batch_call
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.errors import HarnessError
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import asleep, begun, halted, once
 from fixtures.host.base import TdxHost
@@ -36,6 +38,7 @@ from fixtures.kvm.params import MemorySlot
 from fixtures.softseam import inject
 from fixtures.softseam.hold import held
 from fixtures.softseam.inject import Injection
+from fixtures.softseam.truth import Truth
 
 pytestmark = MOVES
 
@@ -44,6 +47,8 @@ MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 4, 15, 23
 SHARED = 64 << 20
 """Bytes; in small pages the kernel takes some ten milliseconds to free them."""
 HOLE = Region(0x100000, 16 * PAGE_SIZE, bytes(16 * PAGE_SIZE))
+ONE_PAGE = Region(0x200000, PAGE_SIZE, bytes(PAGE_SIZE))
+PAIRS = 10
 ATTEMPTS = 40
 PAUSES = (5, 10, 20, 40, 80)
 """Numbers of messages that the moves come later than what they are to meet."""
@@ -201,3 +206,42 @@ def test_move_while_memory_is_taken_from_the_guest_is_refused(
     assert count(source) == counted(2)
     assert count(move_from(source, to=destination)) == counted(3)
     assert hkids.taken == 1
+
+
+@pytest.mark.tdx_host(cpus=3)
+@pytest.mark.tdx_needs("seamcall-fault-injection", "ground-truth")
+def test_memory_that_is_closed_while_the_move_waits_is_taken_from_the_td(
+    launch: Launch, tdx_host: TdxHost, hkids: Hkids, truth: Truth, contract: Contract
+) -> None:
+    """The move has compared both VMs' memory, and waits for the mmu_lock of a hole in the source's.
+
+    By the order of the VMs' addresses the hole may come to the destination first, and refuse the move.
+    """
+    for _ in range(PAIRS):
+        with ExitStack() as cleanup:
+            source = cleanup.enter_context(launch("count", regions=[ONE_PAGE, HOLE]))
+            count(source)
+            destination = destination_of(source, cleanup)
+            source = move_from(source, to=destination_of(source, cleanup))
+            worker = source.worker
+            page = source.memfds[-2]
+            (td,) = truth.tds()
+            before = truth.state().pages_of(td.tdr)["reg"]
+            closed = destination.memfds[-1]
+            with held(tdx_host.agent.files, "TDH.MEM.PAGE.REMOVE", cpu=1) as hold:
+                punching = worker.start(on([1], commands.punch_hole(page.fd, page.size)))
+                assert hold.reached(punching.done)
+                moving = begun(worker, on([2], commands.move_from(destination.td.fd, source.td.fd)))
+                closed.closed = True
+                closing = begun(worker, on([0], syscalls.close(closed.fd)))
+                assert not moving.done()
+            assert punching.result().complete
+            moved = error_of(worker, partial(moving.result().__getitem__, 1))
+            assert closing.result().complete
+            assert moved in (0, contract.errno(Refusal.MOVE_BUSY))
+            assert count(source if moved else destination) == counted(2)
+            if not moved:
+                gone = ONE_PAGE.size + HOLE.size
+                assert truth.state().pages_of(td.tdr)["reg"] == before - gone // PAGE_SIZE
+                return
+    raise HarnessError(f"the hole came to the destination before the move, {PAIRS} times")
