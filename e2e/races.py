@@ -62,6 +62,11 @@ def placed(worker: Worker) -> Assembly:
     return build.with_vcpus(worker).place(PAGE)
 
 
+def with_empty_page(worker: Worker) -> Assembly:
+    """A TD that may run, with two vCPUs and a page that it has not got yet."""
+    return build.finalized(worker, vcpus=2).place(PAGE)
+
+
 def init_vm(td: Assembly) -> Call[Any]:
     return commands.init_vm(td.td.fd, default_params(td.worker))
 
@@ -92,6 +97,11 @@ def get_cpuid(index: int) -> Ask:
 
 def add_page(td: Assembly) -> Call[Any]:
     return commands.init_mem_region(td.vcpus[0].fd, PAGE.data, PAGE.gpa)
+
+
+def pre_fault(index: int) -> Ask:
+    # How much is left is no fd.
+    return lambda td: commands.pre_fault_memory(td.vcpus[index].fd, PAGE.gpa, PAGE_SIZE).map(str)
 
 
 def delete_slot(td: Assembly) -> Call[Any]:
@@ -161,6 +171,8 @@ RACES: Mapping[str, Race] = {
     "finalize-close": Race(build.populated, (finalize, close_vm)),
     "make-shared-make-private": Race(build.finalized, (make_shared, make_private)),
     "make-shared-delete-slot": Race(build.finalized, (make_shared, delete_slot)),
+    "pre-fault-twice": Race(with_empty_page, (pre_fault(0), pre_fault(1))),
+    "pre-fault-make-shared": Race(with_empty_page, (pre_fault(0), make_shared)),
     "init-vcpu-add-page-finalize": Race(
         lambda worker: with_second_vcpu(worker).place(PAGE), (init_vcpu(1), add_page, finalize)
     ),
@@ -171,6 +183,7 @@ HOLES: Mapping[str, Race] = {
     "init-vcpu": Race(with_second_vcpu, (init_vcpu(1), punch_hole(-1))),
     "add-page": Race(placed, (add_page, punch_hole(-1))),
     "make-shared": Race(build.finalized, (make_shared, punch_hole(-1))),
+    "pre-fault": Race(with_empty_page, (pre_fault(0), punch_hole(-1))),
 }
 """Races with a hole in a guest_memfd, which takes none of the locks that other requests of a VM hold."""
 HOLE_AND_FINALIZE = Race(build.populated, (finalize, punch_hole(-1)))

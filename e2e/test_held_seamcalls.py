@@ -19,7 +19,6 @@ from e2e.races import (
     HOLE_AND_FINALIZE,
     HOLE_AND_PAGE_ELSEWHERE,
     HOLES,
-    PAGE,
     RACES,
     Ask,
     Prepare,
@@ -35,7 +34,9 @@ from e2e.races import (
     on,
     orders,
     placed,
+    pre_fault,
     prepared,
+    with_empty_page,
     with_raw_vcpu,
 )
 from fixtures.agent import syscalls
@@ -45,7 +46,7 @@ from fixtures.findings import shows
 from fixtures.guests.running import begun
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import abi, build, commands
+from fixtures.kvm import abi, build
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.errors import KvmError
@@ -212,19 +213,9 @@ def move_threads(worker: Worker, mover: Worker, mask: Memory) -> Job[BatchResult
     return begun(mover, batch_call(calls))
 
 
-def with_empty_page(worker: Worker) -> Assembly:
-    """A TD that may run, with a page that it has not got yet."""
-    return build.finalized(worker).place(PAGE)
-
-
-def pre_fault(td: Assembly) -> Call[Any]:
-    # How much is left is no fd.
-    return commands.pre_fault_memory(td.vcpus[0].fd, PAGE.gpa, PAGE_SIZE).map(str)
-
-
 MORE_STEPS: Mapping[str, tuple[Prepare, Ask]] = {
     **STEPS,
-    "pre-fault": (with_empty_page, pre_fault),
+    "pre-fault": (with_empty_page, pre_fault(0)),
     "make-shared": (build.finalized, make_shared),
     "delete-slot": (build.finalized, delete_slot),
 }
