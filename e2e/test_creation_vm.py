@@ -280,3 +280,16 @@ def test_finalize_without_an_initialized_vcpu_is_refused_without_a_warning(
                 td.create_vcpu(ident)
             with shows("F2", match="EIO"), refused(contract, Refusal.FINALIZE_NO_VCPU):
                 td.finalize()
+
+
+# the frequency of the TSC
+
+
+@pytest.mark.tdx_finding("F36", flavours=("upstream",))
+def test_frequency_of_the_tsc_is_what_the_module_was_told(td: Td, contract: Contract) -> None:
+    """KVM reckons with the other one, e.g. for TSC deadlines, and cannot change the TD's."""
+    td.set_tsc_khz(1_000_000)
+    td.init_vm()
+    with shows("F36"), refused(contract, Refusal.TSC_KHZ_AFTER_INIT):
+        td.set_tsc_khz(2_000_000)
+    assert td.get_tsc_khz() == 1_000_000
