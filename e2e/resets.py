@@ -12,7 +12,7 @@ import pytest
 from fixtures.errors import DeadlineExceeded
 from fixtures.findings import shows
 from fixtures.guests.qemu_td import QemuTd
-from fixtures.qemu.errors import QmpGone
+from fixtures.qemu.errors import QmpGone, ended_by_itself
 from fixtures.qemu.qmp import Event
 
 MAY_CRASH = pytest.mark.tdx_finding("Q11", qemu=("11.1",), race=True)
@@ -48,6 +48,6 @@ def resetting(td: QemuTd) -> Iterator[None]:
             status = td.wait()
             with shows("Q11"):
                 assert status != -signal.SIGSEGV, "QEMU ended by SIGSEGV"
-            if status is not None and status >= 0:
+            if ended_by_itself(status):
                 raise AssertionError(f"QEMU ended with status {status}: {td.output[-200:]}") from error
         raise

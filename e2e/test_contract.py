@@ -96,6 +96,13 @@ def init_may_follow(early: None, contract: Contract) -> None:
 
 
 @pytest.fixture
+def number_may_be_set(contract: Contract) -> None:
+    """Skip the test on contracts under which nobody sets the number of vCPUs with KVM_CAP_MAX_VCPUS."""
+    if contract.errno(Promise.CAP_LOWER):
+        pytest.skip(f"{contract.name} lets nobody set the number")
+
+
+@pytest.fixture
 def td(prober: Prober, tdx_cleanup: ExitStack) -> Td:
     """A fresh TD with the usual limit of vCPUs, where user space can set it."""
     fresh = tdx_cleanup.enter_context(prober.td())
@@ -210,6 +217,7 @@ def add_vcpu(td: Td, ident: int) -> None:
 
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
 @pytest.mark.tdx_finding(
     "F9",
     flavours=("option1", "option1a", "option1b", "option1b-optional", "v19"),
@@ -217,8 +225,6 @@ def add_vcpu(td: Td, ident: int) -> None:
 )
 def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contract, prober: Prober) -> None:
     """A kernel that allows the larger number has to refuse the vCPU itself, before a SEAMCALL fails."""
-    if contract.errno(Promise.CAP_LOWER):
-        pytest.skip(f"{contract.name} lets nobody set the number")
     with prober.td() as td:
         assert prober.ready(td, 1) == OK
         prober.cap(td, 2)
@@ -231,13 +237,12 @@ def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contra
 
 
 @pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
 @pytest.mark.tdx_needs("misc-cgroup")
 def test_number_can_still_be_changed_after_an_init_vm_that_failed(
     contract: Contract, prober: Prober, td: Td, hkids: Hkids, tdx_cleanup: ExitStack
 ) -> None:
     """The TDX module has not been told a number."""
-    if contract.errno(Promise.CAP_LOWER):
-        pytest.skip(f"{contract.name} lets nobody set the number")
     others = tdx_cleanup.enter_context(ExitStack())
     use_up(hkids, prober, others)
     assert prober.init_for(td, prober.usual) == Errno(contract.errno(Refusal.INIT_NO_HKID))
@@ -249,12 +254,11 @@ def test_number_can_still_be_changed_after_an_init_vm_that_failed(
 
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
 @pytest.mark.tdx_needs("seamcall-fault-injection")
 def test_number_that_comes_while_the_module_is_told_one_is_answered_as_one_that_comes_later(
     contract: Contract, prober: Prober, td: Td, tdx_host: TdxHost
 ) -> None:
-    if contract.errno(Promise.CAP_LOWER):
-        pytest.skip(f"{contract.name} lets nobody set the number")
     worker, params = td.worker, prober.params(prober.usual)
     with held(tdx_host.agent.files, "TDH.MNG.INIT", cpu=1) as hold:
         telling = worker.start(on([1], commands.init_vm(td.fd, params)))
@@ -269,12 +273,11 @@ def test_number_that_comes_while_the_module_is_told_one_is_answered_as_one_that_
 
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
 def test_no_more_vcpus_than_the_number_that_raced_with_them(
     contract: Contract, prober: Prober, tdx_host: TdxHost
 ) -> None:
     """Two threads create one vCPU each while a third sets the number to 1: it is in time, or fails."""
-    if contract.errno(Promise.CAP_LOWER):
-        pytest.skip(f"{contract.name} lets nobody set the number")
     too_late = contract.errno(Promise.CAP_AFTER_VCPU)
     for _ in range(ROUNDS):
         with prober.td() as td:

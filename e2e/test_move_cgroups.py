@@ -199,6 +199,6 @@ def test_nothing_refers_to_a_cgroup_that_the_td_has_left(
     left.worker.kill()
     left.worker.wait()
     pair[int(refuse)].remove()
-    freed = comes_true(lambda: dying(tdx_host.agent.files, tdx_cgroup) == 0, "the removed cgroup to be freed")
+    freed = comes_true(lambda: dying(tdx_host.agent.files, tdx_cgroup) == 0)
     assert freed, "something still refers to the removed cgroup"
     assert count(other) == counted(2)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import select
 import struct
 from contextlib import ExitStack
 
@@ -21,7 +22,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
-from fixtures.guests.running import halted, once
+from fixtures.guests.running import halted, in_system_call, once
 from fixtures.host.base import TdxHost
 from fixtures.kvm import commands
 from fixtures.kvm.build import Assembly
@@ -33,6 +34,7 @@ from fixtures.softseam.hold import held
 pytestmark = MOVES
 
 GSI = 5
+WAIT_MS = 10_000
 
 
 def assign(to: Assembly, event: int) -> None:
@@ -69,6 +71,16 @@ def test_event_of_the_dead_source_is_the_destinations(
         event.signal()
     source.close()
     assert_arrives_once(destination, event)
+
+
+def test_event_of_the_dead_source_wakes_who_waits_for_it(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    """Its irqfd, which comes first, leaves it to others."""
+    source, event = source_with_event(launch, tdx_cleanup)
+    move_from(source, to=destination_of(source, tdx_cleanup))
+    waiting = source.worker.start(syscalls.poll(event.fd, select.POLLIN, WAIT_MS))
+    in_system_call(waiting, "poll")
+    event.signal()
+    assert waiting.result() == select.POLLIN
 
 
 @pytest.mark.tdx_host(cpus=2)

@@ -27,13 +27,13 @@ from fixtures.guests.launch import Launch
 from fixtures.guests.running import asleep, begun, halted, once
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import commands
+from fixtures.kvm import build, commands
 from fixtures.kvm.abi import PAGE_SIZE, Request
 from fixtures.kvm.build import Region
 from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.memory import Memory
-from fixtures.kvm.move import move_from
+from fixtures.kvm.move import make_like, move_from
 from fixtures.kvm.params import MemorySlot
 from fixtures.softseam import inject
 from fixtures.softseam.hold import held
@@ -208,22 +208,27 @@ def test_move_while_memory_is_taken_from_the_guest_is_refused(
     assert hkids.taken == 1
 
 
-@pytest.mark.tdx_host(cpus=3)
+@pytest.mark.tdx_host(cpus=4)
 @pytest.mark.tdx_needs("seamcall-fault-injection", "ground-truth")
 def test_memory_that_is_closed_while_the_move_waits_is_taken_from_the_td(
     launch: Launch, tdx_host: TdxHost, hkids: Hkids, truth: Truth, contract: Contract
 ) -> None:
     """The move has compared both VMs' memory, and waits for the mmu_lock of a hole in the source's.
 
-    By the order of the VMs' addresses the hole may come to the destination first, and refuse the move.
+    By the order of the VMs' addresses the hole may come to the destination first, and refuse the move: rounds
+    alternate which of the two is made first.
     """
-    for _ in range(PAIRS):
+    for turn in range(PAIRS):
         with ExitStack() as cleanup:
-            source = cleanup.enter_context(launch("count", regions=[ONE_PAGE, HOLE]))
-            count(source)
-            destination = destination_of(source, cleanup)
-            source = move_from(source, to=destination_of(source, cleanup))
-            worker = source.worker
+            first = cleanup.enter_context(launch("count", regions=[ONE_PAGE, HOLE]))
+            count(first)
+            worker = first.worker
+            pair = [cleanup.enter_context(build.created(worker)) for _ in range(2)]
+            destination, source = pair if turn % 2 else reversed(pair)
+            # The hole comes to the last that linked the memory first.
+            for vm in (destination, source):
+                make_like(first, vm)
+            move_from(first, to=source)
             page = source.memfds[-2]
             (td,) = truth.tds()
             before = truth.state().pages_of(td.tdr)["reg"]
@@ -233,7 +238,7 @@ def test_memory_that_is_closed_while_the_move_waits_is_taken_from_the_td(
                 assert hold.reached(punching.done)
                 moving = begun(worker, on([2], commands.move_from(destination.td.fd, source.td.fd)))
                 closed.closed = True
-                closing = begun(worker, on([0], syscalls.close(closed.fd)))
+                closing = begun(worker, on([3], syscalls.close(closed.fd)))
                 assert not moving.done()
             assert punching.result().complete
             moved = error_of(worker, partial(moving.result().__getitem__, 1))

@@ -102,7 +102,7 @@ def test_vcpu_that_is_created_meanwhile_is_there_or_not(
 ) -> None:
     """In the destination it comes too late, or is one too many for the move; in the source too late.
 
-    The VM that is made first is the other one in each round: locks are taken in the order of addresses.
+    Rounds alternate which VM is made first, as locks are taken in the order of addresses.
     """
     busy, late = contract.errno(Refusal.MOVE_BUSY), contract.errno(Refusal.VCPU_AFTER_FINALIZE)
     wanted = {(0, late), (contract.errno(Refusal.MOVE_OTHER_VCPUS), 0), (busy, 0)}

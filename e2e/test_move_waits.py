@@ -23,11 +23,11 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
-from fixtures.guests.running import begun, halted, once
+from fixtures.guests.running import all_begun, begun, halted, once
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import commands
-from fixtures.kvm.abi import KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
+from fixtures.kvm import abi, commands
+from fixtures.kvm.abi import KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE, Request
 from fixtures.kvm.build import Region
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit
@@ -40,6 +40,7 @@ from fixtures.softseam.hold import held
 pytestmark = [*MOVES, pytest.mark.tdx_host(cpus=2)]
 
 PAGE = Region(0x100000, PAGE_SIZE, b"\x5a" * PAGE_SIZE)
+GSI = 5
 PAIRS = 4
 """Two VMs are locked in the order of their addresses, of which a test knows nothing."""
 
@@ -113,7 +114,7 @@ def test_requests_that_wait_for_a_move_find_the_source_dead(
         sharing = worker.start(on([1], commands.set_memory_attributes(vm, PAGE.gpa, PAGE.size, 0)))
         assert hold.reached(sharing.done)
         moving = begun(worker, on([0], commands.move_from(destination.td.fd, vm)))
-        waiting = [begun(worker, on([0], request)) for request in requests]
+        waiting = all_begun(worker, [on([0], request) for request in requests])
         done = [job.done() for job in (moving, *waiting)]
     assert not any(done)
     assert sharing.result().complete
@@ -125,10 +126,10 @@ def test_requests_that_wait_for_a_move_find_the_source_dead(
 
 @pytest.mark.tdx_needs("late-memory")
 @pytest.mark.parametrize("whose", ["source", "destination"])
-def test_move_waits_for_who_has_the_memory_slots_of_a_vm(
+def test_move_waits_for_the_holder_of_a_vms_slots_lock(
     whose: str, launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
-    """KVM_GET_DIRTY_LOG holds them while it writes to memory that comes late."""
+    """KVM_GET_DIRTY_LOG holds it while it writes to memory that comes late."""
     source = launch("count")
     count(source)
     destination = destination_of(source, tdx_cleanup)
@@ -147,3 +148,29 @@ def test_move_waits_for_who_has_the_memory_slots_of_a_vm(
         reading.result()
         moving.result()
     assert count(destination) == counted(2)
+
+
+LATE_INTERRUPTS = {
+    Request.KVM_SIGNAL_MSI: bytes(abi.Msi(address_lo=0xFEE00000, data=INTERRUPT_VECTOR)),
+    Request.KVM_IRQ_LINE: bytes(abi.IrqLevel(GSI, 1)),
+}
+
+
+@pytest.mark.tdx_needs("late-memory")
+@pytest.mark.parametrize("request_", LATE_INTERRUPTS, ids=lambda request: request.name)
+def test_interrupt_that_is_read_after_the_move_is_refused(
+    request_: Request, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """The source was alive when the ioctl began."""
+    source = launch("interrupt")
+    assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
+    source.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
+    worker = source.worker
+    with LateMemory.map(worker, PAGE_SIZE) as late:
+        asking = worker.start(commands.ioctl(source.td.fd, request_, late.address))
+        late.wanted()
+        destination = move_from(source, to=destination_of(source, tdx_cleanup))
+        late.give(LATE_INTERRUPTS[request_])
+        assert errno_of(asking.result) == errno.EIO
+    (vcpu,) = destination.vcpus
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)

@@ -15,7 +15,7 @@ import pytest
 from fixtures.agent import syscalls
 from fixtures.errors import HarnessError
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Move, moved
-from fixtures.guests.qemu_td import QemuTd
+from fixtures.guests.qemu_td import LAUNCH_SECONDS, QemuTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.typed import counts
 from fixtures.host.base import TdxHost
@@ -170,14 +170,14 @@ def test_destination_killed_when_the_kernel_has_moved_the_td_takes_it_along(
     source: QemuTd, tdx_host: TdxHost, tdx_cleanup: ExitStack, movable_tds: QemuTds, hkids: Hkids
 ) -> None:
     """The source is told nothing, and has nothing left to run."""
+    files = tdx_host.agent.files
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn())
-    worker.call(syscalls.affinity([1]))
     destination = movable_tds.destination(source, worker)
-    # Where the SEAMCALL lasts, nothing else runs.
-    worker.call(syscalls.affinity([0]))
-    with held(tdx_host.agent.files, "TDH.VP.WR", cpu=1) as hold:
+    threads = files.listdir(f"/proc/{destination.program.pid}/task")
+    worker.batch([syscalls.affinity([1], thread=int(thread)) for thread in threads])
+    with held(files, "TDH.VP.WR", cpu=1) as hold:
         move = Move(source, destination)
-        assert hold.reached(lambda: not destination.program.alive)
+        assert hold.reached(lambda: not destination.program.alive, LAUNCH_SECONDS), destination.output
         destination.program.signal(signal.SIGKILL)
     assert destination.wait() == -signal.SIGKILL
     assert move.end() == "failed"
@@ -234,14 +234,12 @@ def test_cancelled_twice_before_the_first_has_ended(hkids: Hkids, movable_tds: Q
     for step in range(1, ATTEMPTS + 1):
         move = Move(td, movable_tds.destination(td), capabilities=[*CAPABILITIES, PAUSE])
         assert move.until(PAUSED, "failed") == PAUSED
-        first, meanwhile, second = td.qmp.execute_together(
-            "migrate_cancel", "query-migrate", "migrate_cancel"
-        )
+        first, second, then = td.execute_together("migrate_cancel", "migrate_cancel", "query-migrate")
         assert (first, second) == ({}, {})
         assert move.end() == "cancelled"
         assert counts(td) == [step, step]
         assert hkids.taken == 1
-        if meanwhile["status"] == "cancelling":
+        if then["status"] == "cancelling":
             return
     raise HarnessError(f"the first of two had ended before the second came, {ATTEMPTS} times")
 

@@ -265,7 +265,7 @@ def stage(
             seen.append(references(agent))
             return seen[-1] == before
 
-        in_time = comes_true(settled, "references to be given back", REFERENCES_SECONDS)
+        in_time = comes_true(settled, REFERENCES_SECONDS)
         assert in_time, f"{before} before, {seen[-1]} now"
 
     tdx_cleanup.callback(end)

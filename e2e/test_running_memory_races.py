@@ -26,8 +26,6 @@ from fixtures.guests.running import interrupted
 from fixtures.host.base import TdxHost
 from fixtures.kvm import commands
 from fixtures.kvm.abi import (
-    FALLOC_FL_KEEP_SIZE,
-    FALLOC_FL_PUNCH_HOLE,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     PAGE_SIZE,
 )
@@ -175,13 +173,8 @@ def convert(built: Assembly, vcpu: Vcpu, rounds: int, seconds: float = REQUEST_S
         granted = [commands.set_memory_attributes(td.fd, found.gpa, found.size, attributes)]
         if not found.private:
             # As QEMU does: what was private there is of no use any more.
-            granted.append(hole(memfd.fd, found.gpa - CONVERTED))
+            granted.append(commands.punch_hole(memfd.fd, PAGE_SIZE, offset=found.gpa - CONVERTED))
     return told
-
-
-def hole(memfd: int, offset: int) -> Call[Any]:
-    """Punch a hole of one page."""
-    return syscalls.fallocate(memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, PAGE_SIZE)
 
 
 # page tables that become obsolete
@@ -273,8 +266,8 @@ def test_neighbours_of_memory_that_eight_vcpus_convert_keep_their_bytes(
     unused = [(4 * index + 3) * PAGE_SIZE for index in range(vcpus)]
     around = Memory.map(worker, PAGE_SIZE)
     slot = MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, around.address)
-    disturbances = {
-        "holes": [hole(memfd.fd, offset) for offset in unused],
+    disturbances: dict[str, list[Call[Any]]] = {
+        "holes": [commands.punch_hole(memfd.fd, PAGE_SIZE, offset=offset) for offset in unused],
         "attributes": [
             commands.set_memory_attributes(td.fd, CONVERTED + offset, PAGE_SIZE, private)
             for private in (0, KVM_MEMORY_ATTRIBUTE_PRIVATE)

@@ -111,13 +111,13 @@ def kernel_misfits(
     """
     from images.kernel import fit
 
-    return fit.of_kept(cache or Cache(), version, report or reporter(), fit.misfits)
+    return fit.of_kept(cache or Cache(), version, report or reporter(), fit.misfits) or {}
 
 
 def mutant_misfits(
     mutants: Sequence[Mutant], *, cache: Cache | None = None, report: Reporter | None = None
-) -> dict[str, str]:
-    """Returns mutant → why it does not apply to the usual version; empty before that was built.
+) -> dict[str, str] | None:
+    """Returns mutant → why it does not apply to the usual version; None without the tree of its build.
 
     :raises BuildError: the patches of a mutant's base do not apply.
     """

@@ -69,18 +69,18 @@ def mutant_misfits(mutants: Iterable[Mutant]) -> Look:
     return look
 
 
-def of_kept(cache: Cache, version: str | None, reporter: Reporter, look: Look) -> dict[str, str]:
-    """Return what ``look`` finds in a version that was built from Debian's source; empty without its tree."""
+def of_kept(cache: Cache, version: str | None, reporter: Reporter, look: Look) -> dict[str, str] | None:
+    """Return what ``look`` finds in a version that was built from Debian's source; None without its tree."""
     used = source.last_used(cache).recall(version)
     if used is None:
-        return {}
+        return None
     tree = KeptTree(source.kept_folder(cache, used))
     with (
         cache.lock(f"tree-{tree.folder.name}", reporter),
         cache.new_log("patches") as log,
         cache.scratch("patches") as scratch,
     ):
-        return look(tree.original, scratch, log) if tree.src.is_dir() else {}
+        return look(tree.original, scratch, log) if tree.src.is_dir() else None
 
 
 def _changes(name: str, original: Original, folder: Path, log: Log) -> Changes:
