@@ -162,9 +162,11 @@ def test_vcpu_from_before_init_vm_becomes_one_of_the_td(
     vcpu = td.create_vcpu(0)
     td.worker.call(syscalls.affinity([initialized]))
     assert prober.init_for(td, prober.usual) == OK
-    vcpu.set_cpuid2()
-    vcpu.init_vcpu()
-    assert vcpu.tsc_offset() == td.create_vcpu(1).tsc_offset() != 0
+    later = td.create_vcpu(1)
+    for one in (vcpu, later):
+        one.set_cpuid2()
+        one.init_vcpu()
+    assert vcpu.tsc_offset() == later.tsc_offset() != 0
 
 
 @pytest.mark.tdx_host(cpus=2)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from e2e.moves import MOVES, count, counted, destination_of
-from e2e.races import error_of, on
+from e2e.races import on
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, batch_call
 from fixtures.agent.client import Worker
@@ -241,7 +241,7 @@ def test_memory_that_is_closed_while_the_move_waits_is_taken_from_the_td(
                 closing = begun(worker, on([3], syscalls.close(closed.fd)))
                 assert not moving.done()
             assert punching.result().complete
-            moved = error_of(worker, partial(moving.result().__getitem__, 1))
+            moved = errno_of(partial(moving.result().__getitem__, 1))
             assert closing.result().complete
             assert moved in (0, contract.errno(Refusal.MOVE_BUSY))
             assert count(source if moved else destination) == counted(2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -32,6 +32,7 @@ from fixtures.kvm.abi import PAGE_SIZE, Cap
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.files import StatsFd
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.move import link_memory, move_from, prepare_destination
 from fixtures.softseam.truth import Truth
 
@@ -377,18 +378,34 @@ def pages_of(stats: StatsFd) -> tuple[int, ...]:
 
 
 def test_pages_that_are_mapped_are_counted_where_the_td_is(launch: Launch, tdx_cleanup: ExitStack) -> None:
-    source = launch("memory", regions=[Region(0x100000, 16 * PAGE_SIZE)])
-    output.numbers(source.vcpus[0], 2)
-    source.vcpus[0].complete()
+    td = launch("memory", regions=[Region(0x100000, 16 * PAGE_SIZE)])
+    output.numbers(td.vcpus[0], 2)
+    td.vcpus[0].complete()
+    here = tdx_cleanup.enter_context(td.td.stats_fd())
+    mapped = pages_of(here)
+    assert mapped[0] > 16
+    for _ in range(2):
+        destination = destination_of(td, tdx_cleanup)
+        there = tdx_cleanup.enter_context(destination.td.stats_fd())
+        assert pages_of(there) == (0, 0, 0)
+        move_from(td, to=destination)
+        assert (pages_of(here), pages_of(there)) == ((0, 0, 0), mapped)
+        td, here = destination, there
+    td.memfds[-1].punch_hole()
+    assert pages_of(here) == (mapped[0] - 16, 0, 0)
+
+
+def test_shared_memory_may_be_at_another_address_of_the_process(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    source = launch("count")
+    count(source)
     destination = destination_of(source, tdx_cleanup)
-    with source.td.stats_fd() as before, destination.td.stats_fd() as after:
-        mapped = pages_of(before)
-        assert mapped[0] > 16
-        assert pages_of(after) == (0, 0, 0)
-        move_from(source, to=destination)
-        assert (pages_of(before), pages_of(after)) == ((0, 0, 0), mapped)
-        destination.memfds[-1].punch_hole()
-        assert pages_of(after) == (mapped[0] - 16, 0, 0)
+    slot = destination.placed[0].slot
+    elsewhere = tdx_cleanup.enter_context(Memory.map(destination.worker, slot.size))
+    destination.td.delete_slot(slot.slot, slot.gpa)
+    destination.td.set_slot(replace(slot, address=elsewhere.address))
+    assert count(move_from(source, to=destination)) == counted(2)
 
 
 def test_vcpus_are_those_of_the_same_id(launch: Launch, tdx_cleanup: ExitStack) -> None:
