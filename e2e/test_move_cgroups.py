@@ -170,6 +170,29 @@ def test_move_within_a_cgroup_at_its_limit_changes_no_charge(
     assert count(destination) == counted(2)
 
 
+def test_charge_moves_down_to_a_child(
+    tdx_cgroup: Cgroup, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """The process leaves: a cgroup with children has no processes of its own."""
+    parent = tdx_cgroup.child("parent")
+    owner = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=parent.path))
+    source = launch("count", owner=owner)
+    count(source)
+    owner.enter_cgroup(tdx_cgroup.child("elsewhere").path)
+    child = parent.child("child")
+    mover = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=child.path))
+    destination = destination_of(source, tdx_cleanup, mover)
+    child.set_max(0)
+    with refused(contract, Refusal.MOVE_CGROUP_MAX):
+        move_from(source, to=destination)
+    assert (parent.current, child.current) == (1, 0)
+    child.set_max(1)
+    move_from(source, to=destination)
+    assert (parent.current, child.current, parent.peak) == (1, 1, 1)
+    destination.close()
+    assert (parent.current, child.current) == (0, 0)
+
+
 def dying(files: Files, group: Cgroup) -> int:
     """Number of removed cgroups below a cgroup that something still refers to."""
     text = files.read_text(f"{group.path}/cgroup.stat")
