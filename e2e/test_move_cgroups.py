@@ -64,8 +64,8 @@ def test_limits_of_the_source_and_of_what_both_have_in_common_do_not_matter(
     tdx_cleanup: ExitStack,
 ) -> None:
     source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
-    tdx_cgroup.set_max(1)
-    pair[0].set_max(0)
+    for group in (tdx_cgroup, pair[0]):
+        group.set_max(0)
     move_from(source, to=destination)
     assert [group.current for group in (*pair, tdx_cgroup)] == [0, 1, 1]
     assert count(destination) == counted(2)
@@ -158,12 +158,13 @@ def test_limit_that_refuses_a_move_counts_it_and_leaves_no_charge(
     assert count(source) == counted(2)
 
 
-def test_move_within_a_cgroup_at_its_limit_changes_no_charge(
-    line: Line, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
+@pytest.mark.parametrize("limit", [1, 0], ids=["at", "above"])
+def test_move_within_a_cgroup_at_its_limit_or_above_changes_no_charge(
+    limit: int, line: Line, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
-    for group in (line.top, line.left, line.old):
-        group.set_max(1)
     source, destination = moved_between((line.old, line.old), tdx_host, launch, tdx_cleanup)
+    for group in (line.top, line.left, line.old):
+        group.set_max(limit)
     move_from(source, to=destination)
     assert line.current == [1, 1, 1, 0, 0]
     assert line.peak == [1, 1, 1, 0, 0]

@@ -74,6 +74,22 @@ def test_event_of_the_dead_source_is_the_destinations(
     assert_arrives_once(destination, event)
 
 
+def test_event_that_was_delivered_does_not_come_again_after_another_move(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """KVM delivers what is in an eventfd that it gets, and leaves it there."""
+    source, event = source_with_event(launch, tdx_cleanup)
+    first = move_from(source, to=destination_of(source, tdx_cleanup))
+    event.signal()
+    source.close()
+    assert_arrives_once(first, event)
+    second = move_from(first, to=destination_of(first, tdx_cleanup))
+    first.close()
+    assign(second, event.fd)
+    (vcpu,) = second.vcpus
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
 def test_event_of_the_dead_source_wakes_who_waits_for_it(launch: Launch, tdx_cleanup: ExitStack) -> None:
     """Its irqfd, which comes first, leaves it to others."""
     source, event = source_with_event(launch, tdx_cleanup)

@@ -204,6 +204,7 @@ def test_move_while_memory_is_taken_from_the_guest_is_refused(
         moving.result()[1]
     assert [group.current for group in (old, new)] == [1, 0]
     assert count(source) == counted(2)
+    assert source.vcpus[0].pre_fault(HOLE.gpa, PAGE_SIZE) == 0
     assert count(move_from(source, to=destination)) == counted(3)
     assert hkids.taken == 1
 

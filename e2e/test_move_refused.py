@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 from contextlib import ExitStack
+from fcntl import F_GETFD, F_GETFL
 from functools import partial
 
 import pytest
 
 from e2e.moves import MOVES, count, counted, destination_of
 from e2e.wrong_moves import WRONG_MOVES
+from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
@@ -23,7 +25,7 @@ from fixtures.guests.launch import Launch
 from fixtures.guests.running import begun, inside, once, spin
 from fixtures.host.base import TdxHost
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
+from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
 from fixtures.kvm.build import Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.exits import InterruptedExit, MemoryFaultExit
@@ -35,6 +37,8 @@ from fixtures.softseam import inject
 from fixtures.softseam.inject import Injection
 
 pytestmark = MOVES
+
+SYS_FCNTL = 72  # x86-64
 
 
 @pytest.mark.parametrize("wrong", WRONG_MOVES)
@@ -127,6 +131,17 @@ def test_linked_memory_is_the_sources_until_the_move(
     with refused(contract, Refusal.REGION_LINKED):
         destination.vcpus[0].init_mem_region(bytes(4096), region.gpa)
     assert count(source) == counted(2)
+
+
+def test_link_is_such_a_file_as_the_guest_memfd(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    """Its flags, and what it allocates; holes are its owner's."""
+    source = launch("count", regions=[Region(0x100000, PAGE_SIZE)])
+    worker = source.worker
+    files = [vm.memfds[-1] for vm in (source, destination_of(source, tdx_cleanup))]
+    for request in (F_GETFD, F_GETFL):
+        first, second = (worker.call(syscalls.syscall(SYS_FCNTL, file.fd, request)) for file in files)
+        assert first.ret == second.ret >= 0
+    assert worker.call(syscalls.fallocate(files[1].fd, FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE)).ret == 0
 
 
 def test_guest_that_needs_the_memory_of_another_vm_leaves_to_user_space(

@@ -156,6 +156,7 @@ def links_without_a_file(stage: Stage) -> None:
     files, worker = stage.host.agent.files, stage.worker
     with build.with_vcpus(worker).place(MEMORY) as source, build.created(worker) as other:
         link = commands.link_guest_memfd(other.td.fd, source.memfds[-1].fd)
+        free = lowest_free_fd(worker)
         before = files.read_text(FILE_MAX)
         files.write(FILE_MAX, "0")
         try:
@@ -167,6 +168,14 @@ def links_without_a_file(stage: Stage) -> None:
         assert back.ret == 0
         assert isinstance(linked, KvmError)
         assert linked.errno == errno.ENFILE
+        assert lowest_free_fd(worker) == free
+
+
+def lowest_free_fd(worker: Worker) -> int:
+    """Return the number that a worker's next file gets."""
+    made = worker.call(syscalls.eventfd())
+    worker.close_fd(made)
+    return made
 
 
 def effective_user(uid: int) -> Call[SyscallResult]:
