@@ -395,6 +395,21 @@ def test_pages_that_are_mapped_are_counted_where_the_td_is(launch: Launch, tdx_c
     assert pages_of(here) == (mapped[0] - 16, 0, 0)
 
 
+def test_pages_of_shared_memory_are_counted_where_they_are_mapped(td: Moved) -> None:
+    """The source still maps those of its process."""
+    timer.tsc(td.guest)
+    source, destination = td.built, td.destination()
+    with source.td.stats_fd() as here, destination.td.stats_fd() as there:
+        (total, *_) = pages_of(here)
+        td.move(destination)
+        (shared, *_), (private, *_) = pages_of(here), pages_of(there)
+        assert shared + private == total
+        assert shared > 0
+        for memfd in destination.memfds:
+            memfd.punch_hole()
+        assert pages_of(there) == (0, 0, 0)
+
+
 def test_shared_memory_may_be_at_another_address_of_the_process(
     launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
