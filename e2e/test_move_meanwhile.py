@@ -212,7 +212,7 @@ def test_move_while_memory_is_taken_from_the_guest_is_refused(
 @pytest.mark.tdx_host(cpus=4)
 @pytest.mark.tdx_needs("seamcall-fault-injection", "ground-truth")
 def test_memory_that_is_closed_while_the_move_waits_is_taken_from_the_td(
-    launch: Launch, tdx_host: TdxHost, hkids: Hkids, truth: Truth, contract: Contract
+    launch: Launch, tdx_host: TdxHost, truth: Truth, contract: Contract
 ) -> None:
     """The move has compared both VMs' memory, and waits for the mmu_lock of a hole in the source's.
 
