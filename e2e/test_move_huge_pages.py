@@ -23,34 +23,39 @@ pytestmark = MOVES
 TWO_MIB = 2 << 20
 
 
-def put_shared_memory_at(built: Assembly, offset: int, cleanup: ExitStack) -> None:
-    """Give the last two slots shared memory that begins this far behind a boundary of huge pages."""
+def put_shared_memory_at(built: Assembly, offset: int, memfd: bool, cleanup: ExitStack) -> None:
+    """Give the last two slots shared memory that begins this far behind a boundary of huge pages.
+
+    Without *memfd* they lose their guest_memfds.
+    """
     for placed in built.placed[-2:]:
         # Linux aligns what is as large as a huge page to one.
         memory = cleanup.enter_context(Memory.map(built.worker, 2 * TWO_MIB))
         assert memory.address % TWO_MIB == 0
         built.td.delete_slot(placed.slot.slot, placed.slot.gpa)
-        built.td.set_slot(replace(placed.slot, address=memory.address + offset))
+        slot = replace(placed.slot, address=memory.address + offset)
+        built.td.set_slot(slot if memfd else replace(slot, guest_memfd=0, flags=0))
 
 
+@pytest.mark.parametrize("memfd", [True, False], ids=["memfd", "no-memfd"])
 @pytest.mark.parametrize(
     ("source_offset", "offset"),
     [(0, 0), (0, PAGE_SIZE), (PAGE_SIZE, 0)],
     ids=["same", "not-in-the-destination", "not-in-the-source"],
 )
 def test_huge_page_is_where_a_slot_has_room_and_all_is_shared(
-    source_offset: int, offset: int, launch: Launch, tdx_cleanup: ExitStack
+    source_offset: int, offset: int, memfd: bool, launch: Launch, tdx_cleanup: ExitStack
 ) -> None:
     """KVM keeps per slot where huge pages fit and where attributes are mixed."""
     shared, mixed = Region(1 << 30, TWO_MIB), Region((1 << 30) + TWO_MIB, TWO_MIB)
     source = launch("count")
     source.place(shared, mixed)
-    put_shared_memory_at(source, source_offset, tdx_cleanup)
+    put_shared_memory_at(source, source_offset, memfd, tdx_cleanup)
     source.td.set_memory_attributes(shared.gpa, shared.size, private=False)
     source.td.set_memory_attributes(mixed.gpa, PAGE_SIZE, private=False)
     count(source)
     destination = destination_of(source, tdx_cleanup)
-    put_shared_memory_at(destination, offset, tdx_cleanup)
+    put_shared_memory_at(destination, offset, memfd, tdx_cleanup)
     built = move_from(source, to=destination)
     with built.td.stats_fd() as stats:
         huge: list[int] = []
