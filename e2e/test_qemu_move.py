@@ -137,6 +137,19 @@ def test_memory_is_converted_in_the_destination_as_if_nothing_had_happened(movab
     assert ask(again, "m") == "accepted 16"
 
 
+def test_msrs_that_kvm_emulates_move_along(movable_tds: QemuTds) -> None:
+    """MTRRs, machine check banks, MISC_ENABLE and KVM's poll control, which no one but QEMU can carry."""
+    source = movable_tds.run()
+    reset_values = ask(source, "v").split()
+    written = ask(source, "M").split()
+    assert not {"refused"} & {*reset_values, *written}
+    assert all(before != after for before, after in zip(reset_values[1:], written[1:], strict=True))
+    destination = moved_once(movable_tds, source)
+    assert ask(destination, "v").split() == written
+    again = moved_once(movable_tds, destination)
+    assert ask(again, "v").split() == written
+
+
 def test_destination_knows_which_memory_is_shared(movable_tds: QemuTds) -> None:
     source = movable_tds.run()
     assert counts(source) == [1, 1]

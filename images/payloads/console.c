@@ -15,6 +15,8 @@
  *    "quote STATUS OF-THE-REQUEST" (GHCI: all ones is in flight);
  *    b: asks in the last page of 64 MiB, which is shared, and in the next, where there is no memory: what is to be
  *    read begins in the one and ends in the other; "quote STATUS";
+ * M: writes MSRs that KVM emulates (MTRRs, a machine check bank, MISC_ENABLE and KVM's poll control), and prints
+ *    them like v; v: "msrs VALUE…";
  * n: asks for an interrupt when a quote is done; "notify STATUS"; i: how many came; "notified COUNT";
  * f: reports a fatal error, code 0xdead0000, text "payload"; F: with the address of a page that says more;
  *    e: without a text; x: with the code 0xdead;
@@ -50,6 +52,14 @@
 #define PAGE		4096UL
 #define MAX_VCPUS	8
 
+#define MSR_MISC_ENABLE		0x1a0
+#define MSR_MTRR_PHYS_BASE7	0x20e
+#define MSR_MTRR_PHYS_MASK7	0x20f
+#define MSR_MTRR_FIX4K_F8000	0x26f
+#define MSR_MTRR_DEF_TYPE	0x2ff
+#define MSR_MC9_CTL		0x424
+#define MSR_POLL_CONTROL	0x4b564d05
+
 #define VMCALL_GET_QUOTE	0x10002
 #define VMCALL_NOTIFY		0x10004
 /* GHCI 1.5, ReportFatalError; the text is in R14 and R15 here */
@@ -63,6 +73,20 @@
 struct quote_header {
 	u64 version, status;
 	u32 in_size, out_size;
+};
+
+/* Values that none has after a reset */
+static const struct {
+	u32 index;
+	u64 value;
+} msrs[] = {
+	{ MSR_MISC_ENABLE, 0x1801 },
+	{ MSR_MTRR_PHYS_BASE7, 0x80000006 },
+	{ MSR_MTRR_PHYS_MASK7, 0xf80000800 },
+	{ MSR_MTRR_FIX4K_F8000, 0x0505050505050505 },
+	{ MSR_MTRR_DEF_TYPE, 0xc06 },
+	{ MSR_MC9_CTL, 0 },
+	{ MSR_POLL_CONTROL, 0 },
 };
 
 static volatile u32 counts[MAX_VCPUS];
@@ -172,6 +196,30 @@ static void say_word(const char *text, u64 value)
 {
 	say_text(text);
 	say_number(value);
+}
+
+static void write_msrs(void)
+{
+	u64 i;
+
+	for (i = 0; i < sizeof(msrs) / sizeof(*msrs); i++) {
+		struct vmcall call = { VMCALL_WRMSR, msrs[i].index, msrs[i].value, 0, 0 };
+
+		vmcall(&call);
+	}
+}
+
+static void say_msrs(void)
+{
+	u64 i;
+
+	say_text("msrs");
+	for (i = 0; i < sizeof(msrs) / sizeof(*msrs); i++) {
+		struct vmcall call = { VMCALL_RDMSR, msrs[i].index, 0, 0, 0 };
+		u64 status = vmcall(&call);
+
+		say_word(status ? " refused " : " ", call.leaf);
+	}
 }
 
 static void count(u64 vcpus)
@@ -305,6 +353,13 @@ static void do_as_told(char letter, u64 vcpus)
 		break;
 	case 'p':
 		make_private();
+		break;
+	case 'M':
+		write_msrs();
+		say_msrs();
+		break;
+	case 'v':
+		say_msrs();
 		break;
 	case 'n':
 		ask_to_be_notified();
