@@ -165,14 +165,14 @@ class Api(Closing):
             wanted = 0
             if it.created_vcpus >= self._present:
                 wanted = self.contract.errno(Promise.VCPU_TOO_MANY)
+            elif ident in it.vcpus:
+                wanted = self.contract.errno(Refusal.VCPU_DUPLICATE)
             elif it.finalized:
                 wanted = self.contract.errno(Refusal.VCPU_AFTER_FINALIZE)
             elif not it.initialized and self.contract.errno(Promise.VCPU_BEFORE_INIT):
                 wanted = self.contract.errno(Promise.VCPU_BEFORE_INIT)
             elif not it.split:
                 wanted = self.contract.errno(Refusal.VCPU_NO_SPLIT_IRQCHIP)
-            elif ident in it.vcpus:
-                wanted = self.contract.errno(Refusal.VCPU_DUPLICATE)
             fd = self._expect(wanted, commands.create_vcpu(it.fd, ident), it.process)
             if not wanted:
                 it.vcpus[ident] = Vcpu(fd, ident)
