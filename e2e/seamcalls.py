@@ -395,8 +395,18 @@ RULES = (
         "VP.FLUSH",
         "tdx_flush_vp_on_cpu()",
         f"{_BUG}, that of the source, which is dead after the move; the vCPU goes on where it is associated",
+        ever=False,
         scenarios="move",
         warns="tdx.c",
+    ),
+    Rule(
+        "VP.FLUSH",
+        "tdx_flush_vp_on_cpu()",
+        "the same; it is still associated when the TD ends, so the HKID cannot be freed",
+        ever=True,
+        scenarios="move",
+        warns="tdx.c",
+        leaks="hkid",
     ),
     Rule(
         "VP.FLUSH",
