@@ -329,6 +329,8 @@ class Api(Closing):
         with self._of_td("close_vm", td) as it:
             self._workers[it.process].close_fd(it.fd)
             it.fd = -1
+            if not it.vcpus and not it.memfds:
+                del self._tds[td]
 
     def forget(self, td: int) -> None:
         """Close all fds of a TD."""

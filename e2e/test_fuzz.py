@@ -209,6 +209,35 @@ def test_a_life_is_as_the_model_has_it(api: Api) -> None:
     api.books()
 
 
+def test_vm_without_vcpus_and_memory_ends_when_it_is_closed(api: Api) -> None:
+    api.init_vm(0)
+    api.books()
+    api.close_vm(0)
+    api.books()
+
+
+def test_vcpu_or_memory_keeps_a_vm_that_is_closed(api: Api) -> None:
+    api.split_irqchip(0)
+    api.init_vm(0)
+    api.create_vcpu(0, 0)
+    api.init_vm(1)
+    api.add_slot(1, 0)
+    for td in (0, 1):
+        api.close_vm(td)
+        api.books()
+    for td in (0, 1):
+        api.forget(td)
+        api.books()
+
+
+def test_id_of_a_vcpu_that_a_finalized_td_has_is_looked_up_first(api: Api) -> None:
+    for _ in range(10):
+        api.advance(0)
+    api.finalize(0)
+    api.create_vcpu(0, 0)
+    api.create_vcpu(0, 1)
+
+
 @pytest.mark.tdx_each_kernel
 def test_random_requests_end_as_the_model_has_them(make_api: Callable[[], Api]) -> None:
     assert fuzz(make_api, 1, 10).made > 100
