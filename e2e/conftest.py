@@ -10,6 +10,7 @@ import pytest
 
 from fixtures.agent.client import Worker
 from fixtures.guests.launch import Launch
+from fixtures.guests.mailbox import Mailbox
 from fixtures.guests.quotes import QuoteService
 from fixtures.host.base import Capability, TdxHost
 from fixtures.host.cpus import Cpus
@@ -21,6 +22,12 @@ from fixtures.softseam.truth import Truth
 def launch(owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]) -> Launch:
     """A function that makes TDs: ``launch("hello", vcpus=2)`` returns a finalized one."""
     return Launch(owner, tdx_cleanup, payloads)
+
+
+@pytest.fixture
+def mailbox(launch: Launch) -> Mailbox:
+    """A guest that makes the TDVMCALLs that the test puts into its mailbox."""
+    return Mailbox(launch("vmcall"))
 
 
 @pytest.fixture

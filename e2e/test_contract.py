@@ -149,6 +149,17 @@ def test_td_with_all_its_vcpus_takes_no_hkid_before_init_vm_and_goes_without_a_t
     assert hkids.taken == 0
 
 
+@pytest.mark.tdx_offers("vcpu-before-init")
+@pytest.mark.usefixtures("early")
+def test_vcpu_that_came_first_fixes_the_frequency_of_the_tsc(td: Td, contract: Contract) -> None:
+    """The vCPU keeps the frequency with which it was made."""
+    td.set_tsc_khz(1_000_000)
+    td.create_vcpu()
+    with refused(contract, Refusal.TSC_KHZ_AFTER_VCPU):
+        td.set_tsc_khz(2_000_000)
+    assert td.get_tsc_khz() == 1_000_000
+
+
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("init-after-vcpu")
 @pytest.mark.usefixtures("init_may_follow")

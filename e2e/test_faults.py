@@ -38,6 +38,7 @@ from fixtures.softseam import inject
 from fixtures.softseam.inject import Injection
 from fixtures.softseam.truth import Truth
 
+TWO_PACKAGES = pytest.mark.tdx_host(cpus=4, sockets=2)
 INJECTED = pytest.mark.tdx_needs("misc-cgroup", "seamcall-fault-injection")
 
 RETRIES = 10
@@ -182,13 +183,23 @@ def test_entropy_that_is_short_for_a_moment_is_waited_for(
     flavours=("upstream",),
     splat=r"WARNING: arch/x86/kvm/vmx/tdx\.c:\d+ at tdx_do_tdh_mng_key_config\+",
 )
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(1, id="of-one-package"),
+        pytest.param(1, id="of-the-first-of-two", marks=TWO_PACKAGES),
+        pytest.param(2, id="of-the-second-of-two", marks=TWO_PACKAGES),
+    ],
+)
 def test_key_that_cannot_be_generated_for_a_moment_is_not_the_end_of_the_vm(
-    tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
+    call: int, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:
     """Either KVM retries, or it returns EAGAIN and the caller retries: both are right."""
     params = default_params(kvm.worker)
     with kvm.create_td() as td:
-        with fault(tdx_host, Injection("TDH.MNG.KEY.CONFIG", code=inject.TDX_KEY_GENERATION_FAILED)):
+        with fault(
+            tdx_host, Injection("TDH.MNG.KEY.CONFIG", nth=call, code=inject.TDX_KEY_GENERATION_FAILED)
+        ):
             first = errno_of(lambda: td.init_vm(params))
             with shows("F3"):
                 assert first in (0, contract.errno(Refusal.INIT_NO_ENTROPY))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from e2e.ghci import RDMSR, WRMSR
 from e2e.moves import MOVES, count, counted, destination_of
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
@@ -44,7 +45,6 @@ MS = 1_000_000
 TIMERS = "/proc/timer_list"
 KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_HALTED = 1, 3
 MSR_KVM_POLL_CONTROL, MSR_MTRR_DEF_TYPE = 0x4B564D05, 0x2FF
-RDMSR, WRMSR = 31, 32
 HLT, KICK_CPU = 12, 5
 """A leaf of the GHCI, and a hypercall of KVM: make a vCPU of an APIC id go on."""
 BLOCKED = 1

@@ -17,7 +17,7 @@ import pytest
 from e2e.resets import MAY_CRASH, reset, resetting
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
-from fixtures.deadline import Deadline
+from fixtures.deadline import Deadline, until
 from fixtures.guests import output
 from fixtures.guests.dump import shared_memory
 from fixtures.guests.launch import Launch
@@ -148,6 +148,18 @@ def test_msrs_that_kvm_emulates_move_along(movable_tds: QemuTds) -> None:
     assert ask(destination, "v").split() == written
     again = moved_once(movable_tds, destination)
     assert ask(again, "v").split() == written
+
+
+def test_memory_that_came_and_went_is_not_moved(movable_tds: QemuTds) -> None:
+    """Each backend has a guest_memfd of its own, and the second has the name of the first."""
+    source = movable_tds.run()
+    files = source.open_files
+    backend = {"qom-type": "memory-backend-ram", "id": "more", "size": 1 << 20, "share": True}
+    for _ in range(2):
+        source.execute("object-add", **backend)
+        source.execute("object-del", id="more")
+        until(lambda: source.open_files == files, "QEMU to close the memory")
+    assert counts(moved_once(movable_tds, source)) == [1, 1]
 
 
 def test_destination_knows_which_memory_is_shared(movable_tds: QemuTds) -> None:

@@ -170,10 +170,18 @@ def test_destination_killed_after_takes_the_td_along(
 
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_needs("seamcall-fault-injection")
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 def test_destination_killed_when_the_kernel_has_moved_the_td_takes_it_along(
-    source: QemuTd, tdx_host: TdxHost, tdx_cleanup: ExitStack, movable_tds: QemuTds, hkids: Hkids
+    stopped: bool,
+    source: QemuTd,
+    tdx_host: TdxHost,
+    tdx_cleanup: ExitStack,
+    movable_tds: QemuTds,
+    hkids: Hkids,
 ) -> None:
     """The source is told nothing, and has nothing left to run."""
+    if stopped:
+        source.execute("stop")
     files = tdx_host.agent.files
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn())
     destination = movable_tds.destination(source, worker)

@@ -17,30 +17,32 @@ from typing import Any
 
 import pytest
 
+from e2e.ghci import INVALID_OPERAND, RETRY
+from e2e.resets import MAY_CRASH, resetting
 from fixtures.cgroup import Cgroup
 from fixtures.guests.moving import (
     CAPABILITIES,
+    MODE,
     OTHER_MODES,
     PLAIN_CAPABILITIES,
     TAKE_OVER,
     Move,
     moved,
+    set_capabilities,
     set_mode,
 )
 from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.quotes import QuoteService
-from fixtures.guests.typed import ask, counts
+from fixtures.guests.typed import AFTER_RESET, ask, counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
-RETRY = 1
-"""GHCI 1.5: the status of a TDVMCALL that the guest has to repeat."""
-INVALID_OPERAND = 1 << 63
-"""GHCI 1.5: the status of a TDVMCALL with a wrong argument."""
+NOT_FOR_TDS = "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM is not for TDs"
+QUOTE_IN_FLIGHT = "waits for a quote cannot be migrated"
 
 
 def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
@@ -98,6 +100,16 @@ def test_capability_is_missing(
 
 @pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
+def test_way_back_cannot_be_switched_off_under_the_capability_that_needs_it(movable_tds: QemuTds) -> None:
+    source = movable_tds.start()
+    set_capabilities(source, dict.fromkeys(CAPABILITIES, True))
+    with pytest.raises(QmpError, match=f"'{TAKE_OVER}' requires capability 'return-path'"):
+        set_capabilities(source, {"return-path": False})
+    set_capabilities(source, {TAKE_OVER: False, "return-path": False})
+
+
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
 def test_memory_that_is_not_in_files(hkids: Hkids, movable_tds: QemuTds) -> None:
     source = movable_tds.run(movable=False)
     with pytest.raises(QmpError, match=r"Memory region \S+ .*CPR"):
@@ -106,17 +118,36 @@ def test_memory_that_is_not_in_files(hkids: Hkids, movable_tds: QemuTds) -> None
     assert hkids.taken == 1
 
 
-def test_kernel_that_cannot_move_tds(td_moves: bool, hkids: Hkids, movable_tds: QemuTds) -> None:
+@pytest.fixture
+def no_td_move(td_moves: bool) -> None:
+    """Skip the test where KVM moves TDs."""
     if td_moves:
         pytest.skip("this host's KVM moves TDs; run with --tdx-flavour=upstream")
+
+
+@pytest.mark.usefixtures("no_td_move")
+def test_kernel_that_cannot_move_tds(hkids: Hkids, movable_tds: QemuTds) -> None:
     source = movable_tds.run()
     with pytest.raises(QmpError) as caught:
         Move(source, movable_tds.destination(source))
     reasons = source.execute("query-migrate")["blocked-reasons"]
     assert caught.value.desc in reasons
-    assert [reason for reason in reasons if "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM is not for TDs" in reason]
+    assert len([reason for reason in reasons if NOT_FOR_TDS in reason]) == 1
     assert_goes_on(source, 1, stopped=False)
     assert hkids.taken == 1
+
+
+@MAY_CRASH
+@pytest.mark.usefixtures("no_td_move")
+def test_td_is_reset_on_a_kernel_that_cannot_move_tds(movable_tds: QemuTds) -> None:
+    td = movable_tds.run()
+    set_mode(td, MODE)
+    assert counts(td) == [1, 1]
+    with resetting(td):
+        assert ask(td, "r") == "ready, 1 vCPUs"
+    reasons = td.execute("query-migrate")["blocked-reasons"]
+    assert len([reason for reason in reasons if NOT_FOR_TDS in reason]) == 1
+    assert counts(td) == AFTER_RESET
 
 
 @pytest.mark.tdx_offers("move")
@@ -126,7 +157,7 @@ def test_quote_in_flight(quotes: QuoteService, hkids: Hkids, movable_tds: QemuTd
     source = movable_tds.run(**quotes.change)
     request = quotes.ask(source)
     destination = movable_tds.destination(source)
-    with pytest.raises(QmpError, match="waits for a quote cannot be migrated") as caught:
+    with pytest.raises(QmpError, match=QUOTE_IN_FLIGHT) as caught:
         Move(source, destination)
     assert caught.value.desc in source.execute("query-migrate")["blocked-reasons"]
     assert_goes_on(source, 1, stopped=False)
@@ -140,6 +171,23 @@ def test_quote_in_flight(quotes: QuoteService, hkids: Hkids, movable_tds: QemuTd
 
 @pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
+def test_second_of_two_quotes_in_flight(quotes: QuoteService, hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = movable_tds.run(**quotes.change)
+    first, second = quotes.ask(source), quotes.ask(source)
+    first.answer(b"a quote")
+    assert ask(source, "w") == "quote 0"
+    destination = movable_tds.destination(source)
+    with pytest.raises(QmpError, match=QUOTE_IN_FLIGHT):
+        Move(source, destination)
+    second.answer(b"a quote")
+    assert ask(source, "w") == "quote 0"
+    moved(source, destination)
+    assert counts(destination) == [1, 1]
+    assert hkids.taken == 1
+
+
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
 def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
     quotes: QuoteService, movable_tds: QemuTds
 ) -> None:
@@ -147,7 +195,7 @@ def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
     destination = movable_tds.destination(source)
     destination.program.signal(signal.SIGSTOP)
     move = Move(source, destination)
-    assert ask(source, "q") == f"quote {RETRY}"
+    assert [ask(source, "q"), ask(source, "q")] == [f"quote {RETRY}"] * 2
     destination.program.signal(signal.SIGCONT)
     destination.connect()
     assert move.end() == "completed"

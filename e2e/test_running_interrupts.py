@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from e2e.ghci import HLT, WRMSR
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call
 from fixtures.contracts.answers import refused
@@ -27,7 +28,6 @@ from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 from fixtures.kvm.vcpu import Vcpu
 
-HLT, WRMSR = 12, 32
 X2APIC_SPIV, APIC_ENABLED = 0x80F, 0x1FF
 GSI = 5
 QUOTE_GPA = 0x200000

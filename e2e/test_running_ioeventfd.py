@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import pytest
 
-from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.kvm.exits import Exit, IoExit, MmioExit
 from fixtures.kvm.files import Ioeventfd
@@ -33,11 +32,6 @@ def io(size: int = SIZE, data: int = DATA, address: int = PORT) -> Registers:
 Write = Callable[..., Registers]
 
 WAYS = [pytest.param(mmio, DOORBELL, MmioExit, id="mmio"), pytest.param(io, PORT, IoExit, id="port")]
-
-
-@pytest.fixture
-def mailbox(launch: Launch) -> Mailbox:
-    return Mailbox(launch("vmcall"))
 
 
 def bind(mailbox: Mailbox, address: int, size: int = SIZE, data: int | None = None) -> Ioeventfd:

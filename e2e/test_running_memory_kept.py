@@ -119,6 +119,35 @@ def test_private_page_is_kept_when_a_page_of_its_memory_that_no_slot_has_is_take
         assert ends(guest.run([accept(BASE), load(BASE)])) == [(None, "0x0"), (None, "0x0")]
 
 
+def test_private_page_is_kept_when_the_memory_of_the_slots_around_it_is_taken_away(launch: Launch) -> None:
+    """One hole takes both pages of a memory; the slot of its second page begins where the kept page ends."""
+    built = launch("execute", regions=[Region(BASE, PAGE_SIZE)])
+    places = (ELSEWHERE, BASE + PAGE_SIZE)
+    with (
+        built.td.create_guest_memfd(2 * PAGE_SIZE) as memfd,
+        Memory.map(built.worker, PAGE_SIZE) as shared,
+    ):
+        for number, gpa in enumerate(places):
+            built.td.set_slot(
+                MemorySlot(
+                    built.free_slot + number,
+                    gpa,
+                    PAGE_SIZE,
+                    shared.address,
+                    memfd.fd,
+                    guest_memfd_offset=number * PAGE_SIZE,
+                    flags=abi.KVM_MEM_GUEST_MEMFD,
+                )
+            )
+            built.td.set_memory_attributes(gpa, PAGE_SIZE, private=True)
+        guest = Executor(built)
+        guest.run([row for gpa in (BASE, *places) for row in (accept(gpa), store(gpa, VALUE))])
+        memfd.punch_hole(0, 2 * PAGE_SIZE)
+        assert ends(guest.run([load(BASE)])) == [(None, hex(VALUE))]
+        anew = guest.run([row for gpa in places for row in (accept(gpa), load(gpa))])
+        assert ends(anew) == [(None, "0x0")] * 4
+
+
 def test_private_memory_that_can_be_mapped_is_not_seen_by_the_host(launch: Launch) -> None:
     """guest_memfd's flag MMAP allows the mapping; without INIT_SHARED there is nothing to see in it."""
     built = launch("execute")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -31,10 +32,11 @@ from fixtures.kvm.abi import (
 )
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.errors import KvmError
-from fixtures.kvm.exits import MapGpaExit, MemoryFaultExit
+from fixtures.kvm.exits import Exit, MapGpaExit, MemoryFaultExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 from fixtures.kvm.vcpu import Vcpu
+from fixtures.softseam.inject import Injection, armed, still_armed
 
 ACCEPTED, ALREADY_ACCEPTED, BUSY = 0, 0xB0A, 0x80000200
 TOUCHED = 0x100000
@@ -45,6 +47,7 @@ WRONG = 1 << 31
 """Set in a number of ``convert`` that is the step at which something was wrong; it stops then."""
 ELSEWHERE = 0x80000000
 SHARED_ROUNDS = 200
+SOME_TRIES, MANY_TRIES = 20, 1 << 31
 NX_HUGE_PAGES = "/sys/module/kvm/parameters/nx_huge_pages"
 """A change makes the page tables of all VMs obsolete (``kvm_mmu_zap_all_fast``)."""
 PRE_FAULT_SECONDS = 4.0
@@ -94,13 +97,38 @@ def comes_and_goes(built: Assembly, slot: MemorySlot) -> list[Call[None]]:
 # a memory slot that comes and goes
 
 
-def touch(vcpu: Vcpu, *, private: bool) -> str:
-    """Run the guest until it has touched its page, or has missed it, or the host was at it meanwhile."""
-    found = vcpu.start().result()
+def touched_by(found: Exit, *, private: bool) -> str:
+    """What a run of ``touch`` ended with: a page, none, or one that the host was at."""
     if isinstance(found, MemoryFaultExit):
         assert (found.gpa, found.private) == (TOUCHED, private)
         return "missed"
     return {ACCEPTED: "accepted", ALREADY_ACCEPTED: "still accepted", BUSY: "busy"}[output.number_of(found)]
+
+
+def touch(vcpu: Vcpu, *, private: bool) -> str:
+    """Run the guest until it has touched its page, or has missed it, or the host was at it meanwhile."""
+    return touched_by(vcpu.start().result(), private=private)
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_slot_is_deleted_while_a_vcpu_tries_again_and_again_for_a_page_of_it(
+    tdx_host: TdxHost, launch: Launch
+) -> None:
+    """The module stays busy; between two tries KVM has to look whether the slot is still there."""
+    built = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)])
+    (vcpu,) = built.vcpus
+    slot = built.placed[-1].slot
+    with (
+        vcpu.stats_fd() as stats,
+        armed(tdx_host.agent.files, Injection("TDH.MEM.PAGE.AUG", count=MANY_TRIES)),
+    ):
+        running = vcpu.start()
+        until(lambda: stats.read()["pf_taken"][0] > SOME_TRIES, "the vCPU to try again")
+        built.worker.start(commands.set_slot(built.td.fd, replace(slot, size=0))).result()
+        assert touched_by(running.result(), private=True) == "missed"
+        assert still_armed(tdx_host.agent.files)
+    built.td.set_slot(slot)
+    assert touch(vcpu, private=True) == "accepted"
 
 
 @pytest.mark.tdx_host(cpus=2)

@@ -8,15 +8,26 @@ from dataclasses import replace
 
 import pytest
 
+from e2e.ghci import (
+    ALIGN_ERROR,
+    CPUID,
+    INVALID_OPERAND,
+    IO,
+    MMIO,
+    RDMSR,
+    RETRY,
+    SUBFUNC_UNSUPPORTED,
+    SUCCESS,
+    WRMSR,
+)
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
-from fixtures.guests import output
 from fixtures.guests.execute import Executor, tdcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import UnexpectedExit
 from fixtures.kvm import abi
-from fixtures.kvm.abi import PAGE_SIZE, Cap, MpStateValue, MsrExitCause, TdVmCall
+from fixtures.kvm.abi import PAGE_SIZE, Cap, TdVmCall
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import vcpu_cpuid
 from fixtures.kvm.exits import (
@@ -25,18 +36,10 @@ from fixtures.kvm.exits import (
     IoExit,
     MapGpaExit,
     MmioExit,
-    MsrExit,
     TdVmCallExit,
 )
 from fixtures.kvm.params import InitVmParams
 
-SUCCESS = 0
-RETRY = 1
-INVALID_OPERAND = 1 << 63
-ALIGN_ERROR = 1 << 63 | 2
-SUBFUNC_UNSUPPORTED = 1 << 63 | 3
-
-CPUID, HLT, IO, RDMSR, WRMSR, MMIO = 10, 12, 30, 31, 32, 48
 OUT, IN = 1, 0
 PORT = 0x510
 SHARED = InitVmParams().shared_bit
@@ -45,17 +48,7 @@ TWO_MIB = 1 << 21
 KVM_HC_UNKNOWN = 77
 SECRET = 0x5EC2E7
 KVM_ENOSYS = 1000
-APIC_BASE, APIC_ICR, APIC_TDCR, LSTAR = 0x1B, 0x830, 0x83E, 0xC0000082
-ICR_TO_ITSELF, ICR_SMI, ICR_INIT, ICR_SIPI = 1 << 18, 2 << 8, 5 << 8, 6 << 8
-X2APIC, X2APIC_ID = 0x800, 0x802
-MISC_ENABLE = 0x1A0
-BSP_X2APIC_ENABLED = 0xFEE00000 | 1 << 8 | 1 << 10 | 1 << 11
-
-
-@pytest.fixture
-def mailbox(launch: Launch) -> Mailbox:
-    """A guest that makes the TDVMCALLs that the test puts into its mailbox."""
-    return Mailbox(launch("vmcall"))
+APIC_BASE, LSTAR = 0x1B, 0xC0000082
 
 
 # which registers pass
@@ -165,76 +158,16 @@ def test_cpuid_of_each_sub_leaf_is_what_user_space_gave(launch: Launch) -> None:
     ]
 
 
-def test_rdmsr_of_the_apic_base(mailbox: Mailbox) -> None:
-    found = mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE))
-    assert (found.r10, found.r11) == (SUCCESS, BSP_X2APIC_ENABLED)
-
-
-def test_msr_that_was_written_can_be_read(mailbox: Mailbox) -> None:
-    written = mailbox.call(Registers(r11=WRMSR, r12=APIC_TDCR, r13=0xB))
-    read = mailbox.call(Registers(r11=RDMSR, r12=APIC_TDCR))
-    assert (written.r10, read.r10, read.r11) == (SUCCESS, SUCCESS, 0xB)
-
-
-VIRTUAL_BY_CPU = (
-    *(0x808, 0x80A, 0x80B, 0x83F),
-    *range(0x810, 0x828),
-)
-"""TPR, PPR, EOI, SELF_IPI; ISR, TMR, IRR: in the virtual APIC page, which KVM cannot read."""
-
-KVMS_OWN = (0x802, 0x803, 0x80D, 0x80F, 0x828, *range(0x830, 0x831), *range(0x832, 0x83A), 0x83E)
-"""ID, version, LDR, SIVR, ESR, ICR, LVT (832H is the timer's), initial and current count, divide register."""
-
-READ_ONLY = (0x802, 0x803, 0x80D, 0x839)
-
-
-def test_x2apic_registers_that_the_cpu_virtualizes_are_not_kvms(mailbox: Mailbox) -> None:
-    """The others are (``tdx_has_emulated_msr``); what the x2APIC itself does not have is no register."""
-    registers = range(X2APIC, X2APIC + 0x100)
-    read = {msr: mailbox.call(Registers(r11=RDMSR, r12=msr)).r10 for msr in registers}
-    assert not set(VIRTUAL_BY_CPU) & set(KVMS_OWN)
-    assert sorted(msr for msr, status in read.items() if status == SUCCESS) == sorted(KVMS_OWN)
-    assert {status for msr, status in read.items() if msr not in KVMS_OWN} == {INVALID_OPERAND}
-
-
-def test_x2apic_registers_that_the_cpu_virtualizes_cannot_be_written_through_kvm(mailbox: Mailbox) -> None:
-    written = {msr: mailbox.call(Registers(r11=WRMSR, r12=msr)).r10 for msr in VIRTUAL_BY_CPU}
-    assert written == dict.fromkeys(VIRTUAL_BY_CPU, INVALID_OPERAND)
-    values = {
-        msr: mailbox.call(Registers(r11=RDMSR, r12=msr)).r11 for msr in KVMS_OWN if msr not in READ_ONLY
-    }
-    own = {msr: mailbox.call(Registers(r11=WRMSR, r12=msr, r13=value)).r10 for msr, value in values.items()}
-    assert own == dict.fromkeys(values, SUCCESS)
-
-
-def test_x2apic_id_is_the_vcpus(mailbox: Mailbox) -> None:
-    found = mailbox.call(Registers(r11=RDMSR, r12=X2APIC_ID))
-    assert (found.r10, found.r11) == (SUCCESS, mailbox.vcpu.id)
-
-
-def test_smi_that_a_guest_sends_itself_is_dropped(mailbox: Mailbox) -> None:
-    sent = mailbox.call(Registers(r11=WRMSR, r12=APIC_ICR, r13=ICR_TO_ITSELF | ICR_SMI))
-    assert sent.r10 == SUCCESS
-    assert mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE)).r11 == BSP_X2APIC_ENABLED
-
-
-def test_init_and_sipi_that_a_guest_sends_itself_are_dropped(mailbox: Mailbox) -> None:
-    """The TDX module starts vCPUs, and a reset would be KVM's (``vt_apic_init_signal_blocked``)."""
-    for what in (ICR_INIT, ICR_SIPI):
-        sent = mailbox.call(Registers(r11=WRMSR, r12=APIC_ICR, r13=ICR_TO_ITSELF | what))
-        assert sent.r10 == SUCCESS
-    assert mailbox.call(Registers(r11=RDMSR, r12=APIC_BASE)).r11 == BSP_X2APIC_ENABLED
-    assert mailbox.vcpu.mp_state() == MpStateValue.RUNNABLE
-
-
-def test_init_that_a_guest_sends_another_vcpu_is_dropped(launch: Launch) -> None:
-    built = launch("vmcall", vcpus=2)
-    mailbox, other = Mailbox(built), built.vcpus[1]
-    sent = mailbox.call(Registers(r11=WRMSR, r12=APIC_ICR, r13=other.id << 32 | ICR_INIT))
-    assert sent.r10 == SUCCESS
-    assert other.mp_state() == MpStateValue.RUNNABLE
-    assert output.number_of(other.run()) == 0
-    assert other.mp_state() == MpStateValue.RUNNABLE
+def test_cpuid_beyond_the_last_leaf_is_that_of_the_highest_basic_leaf(launch: Launch) -> None:
+    """So it is on Intel's CPUs, and in KVM for a vCPU with that vendor."""
+    vendor, highest, beyond = b"GenuineIntel", 0x16, 0x40000200
+    ebx, edx, ecx = (int.from_bytes(vendor[at : at + 4], "little") for at in (0, 4, 8))
+    given = [CpuidEntry(0, 0, 0, highest, ebx, ecx, edx), CpuidEntry(highest, 0, 0, 0x10, 0x20, 0x30, 0x40)]
+    built = launch("vmcall")
+    others = [entry for entry in vcpu_cpuid(built.worker) if entry.function not in (0, highest)]
+    built.vcpus[0].set_cpuid2([*given, *others])
+    found = Mailbox(built).call(Registers(r11=CPUID, r12=beyond))
+    assert (found.r10, found.r12, found.r13, found.r14, found.r15) == (SUCCESS, 0x10, 0x20, 0x30, 0x40)
 
 
 def test_call_info_says_that_the_base_calls_are_there(mailbox: Mailbox) -> None:
@@ -246,81 +179,6 @@ def test_call_info_says_that_the_base_calls_are_there(mailbox: Mailbox) -> None:
 def test_registers_that_no_answer_is_in_come_back_as_they_were(mailbox: Mailbox) -> None:
     asked = Registers(r11=0x12345, r12=12, r13=13, r14=14, r15=15, rbx=3, rdi=7, rsi=6, r8=8, r9=9, rdx=2)
     assert mailbox.call(asked) == replace(asked, r10=SUBFUNC_UNSUPPORTED)
-
-
-# MSRs that are left to user space
-
-
-def msr_exit(found: Exit) -> MsrExit:
-    assert isinstance(found, MsrExit)
-    return found
-
-
-@pytest.fixture
-def filtered(launch: Launch) -> Mailbox:
-    """A guest that is denied an MSR by a filter, so that user space has to answer for it."""
-    built = launch("vmcall")
-    built.td.enable_cap(Cap.X86_USER_SPACE_MSR, MsrExitCause.FILTER)
-    built.td.deny_msrs(MISC_ENABLE)
-    return Mailbox(built)
-
-
-def test_msr_that_the_filter_denies_is_read_from_user_space(filtered: Mailbox) -> None:
-    found = msr_exit(filtered.begin(Registers(r11=RDMSR, r12=MISC_ENABLE)))
-    assert (found.write, found.cause, found.index) == (False, MsrExitCause.FILTER, MISC_ENABLE)
-    filtered.vcpu.answer(found, data=DATA.to_bytes(8, "little"))
-    result = filtered.result()
-    assert (result.r10, hex(result.r11)) == (SUCCESS, hex(DATA))
-
-
-def test_msr_that_the_filter_denies_is_written_to_user_space(filtered: Mailbox) -> None:
-    found = msr_exit(filtered.begin(Registers(r11=WRMSR, r12=MISC_ENABLE, r13=DATA)))
-    assert (found.write, found.cause, found.index) == (True, MsrExitCause.FILTER, MISC_ENABLE)
-    assert hex(found.data) == hex(DATA)
-    filtered.vcpu.answer(found)
-    assert filtered.result().r10 == SUCCESS
-
-
-def test_guest_gets_an_error_for_the_msr_that_user_space_refuses(filtered: Mailbox) -> None:
-    for leaf in (RDMSR, WRMSR):
-        found = msr_exit(filtered.begin(Registers(r11=leaf, r12=MISC_ENABLE, r13=1)))
-        filtered.vcpu.answer(found, ret=1)
-        assert filtered.result().r10 == INVALID_OPERAND
-
-
-def test_msr_beside_the_one_that_the_filter_denies_is_kvms(filtered: Mailbox) -> None:
-    assert filtered.call(Registers(r11=RDMSR, r12=APIC_BASE)).r11 == BSP_X2APIC_ENABLED
-
-
-def test_filter_does_not_hold_for_x2apic_registers(launch: Launch) -> None:
-    """As the uAPI says of KVM_X86_SET_MSR_FILTER."""
-    built = launch("vmcall")
-    built.td.enable_cap(Cap.X86_USER_SPACE_MSR, MsrExitCause.FILTER)
-    built.td.deny_msrs(X2APIC, 0x100)
-    mailbox = Mailbox(built)
-    found = mailbox.call(Registers(r11=RDMSR, r12=X2APIC_ID))
-    assert (found.r10, found.r11) == (SUCCESS, mailbox.vcpu.id)
-
-
-def test_denied_msr_is_an_error_while_user_space_does_not_want_it(launch: Launch) -> None:
-    built = launch("vmcall")
-    mailbox = Mailbox(built)
-    assert mailbox.call(Registers(r11=RDMSR, r12=MISC_ENABLE)).r10 == SUCCESS
-    built.td.deny_msrs(MISC_ENABLE)
-    for leaf in (RDMSR, WRMSR):
-        assert mailbox.call(Registers(r11=leaf, r12=MISC_ENABLE)).r10 == INVALID_OPERAND
-
-
-def test_msr_that_kvm_cannot_emulate_is_left_to_user_space_that_wants_it(launch: Launch) -> None:
-    built = launch("vmcall")
-    built.td.enable_cap(Cap.X86_USER_SPACE_MSR, MsrExitCause.INVALID | MsrExitCause.UNKNOWN)
-    mailbox = Mailbox(built)
-    for msr in (LSTAR, 0x40000000, VIRTUAL_BY_CPU[0]):
-        found = msr_exit(mailbox.begin(Registers(r11=RDMSR, r12=msr)))
-        assert (found.write, found.index) == (False, msr)
-        mailbox.vcpu.answer(found, data=DATA.to_bytes(8, "little"))
-        result = mailbox.result()
-        assert (result.r10, hex(result.r11)) == (SUCCESS, hex(DATA))
 
 
 # ports and MMIO
