@@ -40,6 +40,7 @@ pytestmark = [
     pytest.mark.tdx_needs("misc-cgroup"),
 ]
 
+GMEM = "/[kvm-gmem] (deleted)"
 STEPS = ["setup", "active", "device", "completed"]
 
 
@@ -157,6 +158,7 @@ def test_memory_that_came_and_went_is_not_moved(movable_tds: QemuTds) -> None:
     backend = {"qom-type": "memory-backend-ram", "id": "more", "size": 1 << 20, "share": True}
     for _ in range(2):
         source.execute("object-add", **backend)
+        assert kinds(source.open_files) - kinds(files) == {"/memfd:more (deleted)": 1, GMEM: 1}
         source.execute("object-del", id="more")
         until(lambda: source.open_files == files, "QEMU to close the memory")
     assert counts(moved_once(movable_tds, source)) == [1, 1]
