@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import struct
 from contextlib import ExitStack
 
 import pytest
 
-from e2e.moved_events import assert_arrives_once, assign, source_with_event
+from e2e.moved_events import GSI, assert_arrives_once, assign, source_with_event
 from e2e.moves import MOVES, destination_of
 from e2e.races import on
 from fixtures.agent import syscalls
@@ -26,8 +27,11 @@ from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, in_system_call, once
 from fixtures.host.base import TdxHost
-from fixtures.kvm import commands
+from fixtures.kvm import abi, commands
+from fixtures.kvm.abi import PAGE_SIZE, Request
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit
+from fixtures.kvm.late import LateMemory
 from fixtures.kvm.move import move_from
 from fixtures.softseam.hold import held
 
@@ -129,3 +133,29 @@ def test_msi_of_the_dead_source_is_refused(
         source.td.signal_msi(INTERRUPT_VECTOR)
     assert destination.td.signal_msi(INTERRUPT_VECTOR) == 1
     assert output.number_of(destination.vcpus[0].run()) == 2
+
+
+LATE_INTERRUPTS = {
+    Request.KVM_SIGNAL_MSI: bytes(abi.Msi(address_lo=0xFEE00000, data=INTERRUPT_VECTOR)),
+    Request.KVM_IRQ_LINE: bytes(abi.IrqLevel(GSI, 1)),
+}
+
+
+@pytest.mark.tdx_needs("late-memory")
+@pytest.mark.parametrize("request_", LATE_INTERRUPTS, ids=lambda request: request.name)
+def test_interrupt_that_is_read_after_the_move_is_refused(
+    request_: Request, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """The source was alive when the ioctl began."""
+    source = launch("interrupt")
+    assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
+    source.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
+    worker = source.worker
+    with LateMemory.map(worker, PAGE_SIZE) as late:
+        asking = worker.start(commands.ioctl(source.td.fd, request_, late.address))
+        late.wanted()
+        destination = move_from(source, to=destination_of(source, tdx_cleanup))
+        late.give(LATE_INTERRUPTS[request_])
+        assert errno_of(asking.result) == errno.EIO
+    (vcpu,) = destination.vcpus
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)

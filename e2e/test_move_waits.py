@@ -26,8 +26,8 @@ from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import all_begun, begun, halted, once
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import abi, commands
-from fixtures.kvm.abi import KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE, Request
+from fixtures.kvm import commands
+from fixtures.kvm.abi import KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
 from fixtures.kvm.build import Region
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit
@@ -40,7 +40,6 @@ from fixtures.softseam.hold import held
 pytestmark = [*MOVES, pytest.mark.tdx_host(cpus=2)]
 
 PAGE = Region(0x100000, PAGE_SIZE, b"\x5a" * PAGE_SIZE)
-GSI = 5
 PAIRS, MOST_PAIRS = 4, 12
 """Two VMs are locked in the order of their addresses, of which a test knows nothing."""
 
@@ -160,29 +159,3 @@ def test_move_waits_for_the_holder_of_a_vms_slots_lock(
         reading.result()
         moving.result()
     assert count(destination) == counted(2)
-
-
-LATE_INTERRUPTS = {
-    Request.KVM_SIGNAL_MSI: bytes(abi.Msi(address_lo=0xFEE00000, data=INTERRUPT_VECTOR)),
-    Request.KVM_IRQ_LINE: bytes(abi.IrqLevel(GSI, 1)),
-}
-
-
-@pytest.mark.tdx_needs("late-memory")
-@pytest.mark.parametrize("request_", LATE_INTERRUPTS, ids=lambda request: request.name)
-def test_interrupt_that_is_read_after_the_move_is_refused(
-    request_: Request, launch: Launch, tdx_cleanup: ExitStack
-) -> None:
-    """The source was alive when the ioctl began."""
-    source = launch("interrupt")
-    assert output.numbers(source.vcpus[0], 2) == [1, INTERRUPTS_READY]
-    source.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
-    worker = source.worker
-    with LateMemory.map(worker, PAGE_SIZE) as late:
-        asking = worker.start(commands.ioctl(source.td.fd, request_, late.address))
-        late.wanted()
-        destination = move_from(source, to=destination_of(source, tdx_cleanup))
-        late.give(LATE_INTERRUPTS[request_])
-        assert errno_of(asking.result) == errno.EIO
-    (vcpu,) = destination.vcpus
-    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
