@@ -10,6 +10,7 @@ the end of each such test, and in some tests earlier; their other assertions hol
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from e2e.findings import F1
 from e2e.mistakes import INIT_VM
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
-from fixtures.cgroup import UNLIMITED, Cgroup
+from fixtures.agent.errors import RemoteOSError
+from fixtures.cgroup import RESOURCE, UNLIMITED, Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
@@ -185,6 +187,16 @@ def test_charge_of_a_removed_cgroup_stays_with_those_above_until_the_td_is_gone(
 # limits
 
 
+def test_every_file_has_a_line_for_hkids_before_there_is_one(tdx_host: TdxHost, tdx_cgroup: Cgroup) -> None:
+    files = {
+        **dict.fromkeys(("misc.current", "misc.peak"), f"{RESOURCE} 0\n"),
+        **dict.fromkeys(("misc.events", "misc.events.local"), f"{RESOURCE}.max 0\n"),
+        "misc.max": f"{RESOURCE} max\n",
+    }
+    found = {name: tdx_host.agent.files.read_text(f"{tdx_cgroup.path}/{name}") for name in files}
+    assert found == files
+
+
 def test_there_is_no_limit_at_first(family: Family) -> None:
     assert (family.parent.max, family.child.max) == (UNLIMITED, UNLIMITED)
 
@@ -321,6 +333,17 @@ def test_limit_below_what_is_in_use_refuses_the_next(
     tdx_cgroup.set_max(1)
     with refused_td(member, contract):
         assert tdx_cgroup.events_local == 1
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "1 2", str(1 << 64), ""], ids=repr)
+def test_limit_that_is_no_number_is_refused_and_changes_nothing(
+    text: str, tdx_host: TdxHost, tdx_cgroup: Cgroup
+) -> None:
+    tdx_cgroup.set_max(3)
+    with pytest.raises(RemoteOSError) as caught:
+        tdx_host.agent.files.write(f"{tdx_cgroup.path}/misc.max", f"{RESOURCE} {text}")
+    assert caught.value.errno == (errno.ERANGE if text.isdecimal() else errno.EINVAL)
+    assert tdx_cgroup.max == 3
 
 
 def test_limit_can_be_lifted(member: Kvm, tdx_cgroup: Cgroup) -> None:

@@ -32,10 +32,11 @@ from fixtures.kvm.build import HALT, Assembly, Region
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
+from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.fd import close_all
 from fixtures.kvm.many import many_tds
 from fixtures.softseam import inject
-from fixtures.softseam.inject import Injection
+from fixtures.softseam.inject import Injection, armed, still_armed
 from fixtures.softseam.truth import Truth
 
 TWO_PACKAGES = pytest.mark.tdx_host(cpus=4, sockets=2)
@@ -369,6 +370,23 @@ def test_guest_is_entered_again_when_the_module_was_busy(
     with fault(tdx_host, Injection("TDH.VP.ENTER", 2, 3, BUSY | operand)):
         told = output.numbers(vcpu, 6)
     assert told == [step | mark for step in range(1, 4) for mark in (0, output.COMMON)]
+
+
+@INJECTED
+def test_vcpu_that_finds_the_module_busy_for_ever_is_in_nobodys_way(
+    tdx_host: TdxHost, launch: Launch
+) -> None:
+    """Neither of who takes a page away, nor of the signal that ends its KVM_RUN."""
+    built = launch("accept", regions=(Region(0x100000, PAGE_SIZE),))
+    (vcpu,) = built.vcpus
+    assert output.numbers(vcpu, 4)[:2] == [0, 0]
+    files, count = tdx_host.agent.files, 1 << 31
+    with armed(files, Injection("TDH.VP.ENTER", count=count, code=BUSY)):
+        running = vcpu.start()
+        until(lambda: still_armed(files)[0].count < count - 20, "the vCPU to try again and again")
+        built.memfds[-1].punch_hole()
+        assert isinstance(running.stop(), InterruptedExit)
+    assert output.numbers(vcpu, 2) == [0, 0]
 
 
 @INJECTED

@@ -25,7 +25,6 @@ from fixtures.kvm.params import InitVmParams, MemorySlot, Overrides
 BASE = 0x100000
 """The page that the payload ``accept`` accepts."""
 PAGES = 4
-TWO_MIB = 2 << 20
 HUGE, MUCH = 1 << 34, 50
 """A size that takes a second page by page, and how much longer than one page it may take."""
 SHARED = InitVmParams().shared_bit
@@ -139,21 +138,6 @@ def test_pre_fault_goes_up_to_where_shared_memory_begins(
     top = Region(SHARED - PAGE_SIZE, PAGE_SIZE)
     built = tdx_cleanup.enter_context(build.finalized(owner, payloads["hello"], regions=[top]))
     assert built.vcpus[0].pre_fault(top.gpa, 2 * PAGE_SIZE) == PAGE_SIZE
-
-
-def test_pre_fault_ends_where_it_was_asked_to_though_a_huge_page_goes_on(ready: Assembly) -> None:
-    gpa = 1 << 30
-    (vcpu,) = ready.vcpus
-    with Memory.map(ready.worker, 2 * TWO_MIB) as memory, ready.td.stats_fd() as stats:
-        # Linux aligns what is as large as a huge page to one.
-        assert memory.address % TWO_MIB == 0
-        ready.td.set_slot(MemorySlot(ready.free_slot, gpa, TWO_MIB, memory.address))
-        assert vcpu.pre_fault(gpa, PAGE_SIZE) == 0
-        if stats.read()["pages_2m"] == (0,):
-            pytest.skip("this host has no huge page for a TD's shared memory")
-        assert vcpu.pre_fault(gpa + PAGE_SIZE, PAGE_SIZE) == 0
-        assert vcpu.pre_fault(gpa + TWO_MIB - PAGE_SIZE, 2 * PAGE_SIZE) == PAGE_SIZE
-        ready.td.delete_slot(ready.free_slot, gpa)
 
 
 @pytest.mark.parametrize(

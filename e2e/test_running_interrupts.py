@@ -101,6 +101,22 @@ def test_eventfd_that_is_routed_to_an_msi_interrupts_the_guest(waiting: Assembly
         assert output.number_of(running.result()) == 2
 
 
+def test_eventfd_raises_what_its_gsi_is_routed_to_now(waiting: Assembly) -> None:
+    """At first to a vCPU that does not exist, and at last to none."""
+    (vcpu,) = waiting.vcpus
+    waiting.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 1)})
+    with waiting.td.irqfd(GSI) as eventfd:
+        waiting.td.set_msi_routes({GSI: (INTERRUPT_VECTOR, 0)})
+        eventfd.signal()
+        assert output.number_of(vcpu.run()) == 2
+        waiting.td.set_msi_routes({})
+        eventfd.signal()
+        running = once(vcpu, halted, vcpu.start)
+        waiting.td.signal_msi(INTERRUPT_VECTOR)
+        assert output.number_of(running.result()) == 3
+        assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
 def test_eventfd_cannot_be_told_of_the_end_of_an_interrupt(
     td_with_vcpus: Assembly, contract: Contract
 ) -> None:

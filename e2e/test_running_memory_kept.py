@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import errno
 import mmap
+from collections.abc import Callable
 
 import pytest
 
 from fixtures.agent import syscalls
+from fixtures.agent.call import Call, SyscallResult
 from fixtures.guests.execute import SHARED_VA, Executor, Outcome, accept, load, store
 from fixtures.guests.launch import Launch
 from fixtures.kvm import abi
-from fixtures.kvm.abi import GUEST_MEMFD_FLAG_MMAP, PAGE_SIZE
+from fixtures.kvm.abi import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    GUEST_MEMFD_FLAG_MMAP,
+    PAGE_SIZE,
+)
 from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.files import GuestMemfd
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 
 BASE, ELSEWHERE = 0x100000, 0x40000000
 VALUE, OTHER = 0x600DF00D, 0x0BADCAFE
-SYS_WRITE, SYS_MPROTECT, SYS_MADVISE = 1, 10, 28
+SYS_READ, SYS_WRITE, SYS_MMAP, SYS_MPROTECT, SYS_MADVISE, SYS_FTRUNCATE = 0, 1, 9, 10, 28, 77
+ZERO_RANGE = 0x10
+"""fallocate(2)'s FALLOC_FL_ZERO_RANGE."""
 MADV_DONTNEED = 4
 
 TWO_PAGES = Region(BASE, 2 * PAGE_SIZE)
@@ -148,13 +158,48 @@ def test_private_page_is_kept_when_the_memory_of_the_slots_around_it_is_taken_aw
         assert ends(anew) == [(None, "0x0")] * 4
 
 
+HALF = PAGE_SIZE // 2
+REFUSED: dict[str, tuple[Callable[[GuestMemfd], Call[SyscallResult]], int]] = {
+    "shrink": (lambda memfd: syscalls.syscall(SYS_FTRUNCATE, memfd.fd, 0), errno.EINVAL),
+    "grow": (lambda memfd: syscalls.syscall(SYS_FTRUNCATE, memfd.fd, 2 * memfd.size), errno.EINVAL),
+    "read": (lambda memfd: syscalls.syscall(SYS_READ, memfd.fd, 0, PAGE_SIZE), errno.EINVAL),
+    "write": (lambda memfd: syscalls.syscall(SYS_WRITE, memfd.fd, 0, PAGE_SIZE), errno.EINVAL),
+    "map": (lambda memfd: mapping(memfd, mmap.MAP_SHARED), errno.ENODEV),
+    "hole-from-within-a-page": (lambda memfd: hole(memfd, HALF, PAGE_SIZE), errno.EINVAL),
+    "hole-of-half-a-page": (lambda memfd: hole(memfd, 0, HALF), errno.EINVAL),
+    "hole-of-nothing": (lambda memfd: hole(memfd, 0, 0), errno.EINVAL),
+    "zeroes": (
+        lambda memfd: syscalls.fallocate(memfd.fd, ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE),
+        errno.EOPNOTSUPP,
+    ),
+}
+"""What a file may be asked for and a guest_memfd refuses (``kvm_gmem_fops``, ``kvm_gmem_iops``)."""
+
+
+def hole(memfd: GuestMemfd, offset: int, size: int) -> Call[SyscallResult]:
+    return syscalls.fallocate(memfd.fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size)
+
+
+def mapping(memfd: GuestMemfd, flags: int) -> Call[SyscallResult]:
+    return syscalls.syscall(SYS_MMAP, 0, PAGE_SIZE, mmap.PROT_READ, flags, memfd.fd, 0)
+
+
+def test_private_page_is_kept_whatever_its_file_is_asked_for_in_vain(built: Assembly) -> None:
+    guest, memfd = Executor(built), built.memfds[-1]
+    guest.run([accept(BASE), store(BASE, VALUE)])
+    answers = {name: built.worker.call(call(memfd)).errno for name, (call, _) in REFUSED.items()}
+    assert answers == {name: error for name, (_, error) in REFUSED.items()}
+    assert ends(guest.run([load(BASE)])) == [(None, hex(VALUE))]
+
+
 def test_private_memory_that_can_be_mapped_is_not_seen_by_the_host(launch: Launch) -> None:
     """guest_memfd's flag MMAP allows the mapping; without INIT_SHARED there is nothing to see in it."""
     built = launch("execute")
     worker = built.worker
     with built.td.create_guest_memfd(PAGE_SIZE, flags=GUEST_MEMFD_FLAG_MMAP) as memfd:
-        mapping = syscalls.mmap(PAGE_SIZE, mmap.PROT_READ, mmap.MAP_SHARED, memfd.fd)
-        with Memory(worker, worker.call(mapping), PAGE_SIZE) as mapped:
+        assert worker.call(mapping(memfd, mmap.MAP_PRIVATE)).errno == errno.EINVAL
+        shared = syscalls.mmap(PAGE_SIZE, mmap.PROT_READ, mmap.MAP_SHARED, memfd.fd)
+        with Memory(worker, worker.call(shared), PAGE_SIZE) as mapped:
             _reader, writer = worker.call(syscalls.pipe())
             told = worker.call(syscalls.syscall(SYS_WRITE, writer, mapped.address, 1))
             assert (told.ret, told.errno) == (-1, errno.EFAULT)

@@ -329,6 +329,17 @@ def test_call_info_is_what_user_space_says(mailbox: Mailbox) -> None:
     assert (result.r10, result.r11, result.r12, result.r13, result.r14) == (SUCCESS, *told)
 
 
+def test_call_info_is_zero_where_user_space_says_nothing(mailbox: Mailbox) -> None:
+    """Not what the exit before has left in struct kvm_run, here the answer to a MapGPA."""
+    before = mailbox.begin(Registers(r11=TdVmCall.MAP_GPA, r12=AREA, r13=PAGE_SIZE))
+    mailbox.vcpu.answer(before, ret=errno.EINVAL)
+    assert mailbox.result().r10 == INVALID_OPERAND
+    found = mailbox.begin(Registers(r11=TdVmCall.GET_TD_VM_CALL_INFO, r12=1, r13=2, r14=3))
+    mailbox.vcpu.answer(found, ret=SUCCESS)
+    result = mailbox.result()
+    assert (result.r10, result.r11, result.r12, result.r13, result.r14) == (SUCCESS, 0, 0, 0, 0)
+
+
 def test_fatal_error_comes_with_all_registers(mailbox: Mailbox) -> None:
     leaf, code = TdVmCall.REPORT_FATAL_ERROR, 1 << 63 | 1
     others = Registers(r14=0x14, r15=0x15, rbx=3, rdi=7, rsi=6, r8=8, r9=9, rdx=2)
