@@ -18,6 +18,8 @@ from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.build import Region
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
@@ -98,6 +100,20 @@ def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, hotplug: Cpus, hkids
     owner.call(syscalls.affinity([going]))
     with build.with_vcpus(owner):
         hotplug.offline(going)
+        assert hkids.taken == 1
+    assert hkids.taken == 0
+
+
+@pytest.mark.parametrize("then", ["end", "go-on"])
+def test_vcpu_is_flushed_where_it_was(then: str, owner: Worker, tdx_host: TdxHost, hkids: Hkids) -> None:
+    """Before the TD ends on another CPU, and before the vCPU is used there."""
+    first, *_, last = range(tdx_host.shape.cpus)
+    owner.call(syscalls.affinity([last]))
+    with build.with_vcpus(owner) as built:
+        owner.call(syscalls.affinity([first]))
+        if then == "go-on":
+            built.populate(Region(0x100000, PAGE_SIZE, b"\x5a" * PAGE_SIZE)).finalize()
+            assert built.vcpus[0].pre_fault(0x100000, PAGE_SIZE) == 0
         assert hkids.taken == 1
     assert hkids.taken == 0
 

@@ -6,7 +6,7 @@
 #include <linux/array_size.h>
 #include <linux/atomic.h>
 #include <linux/bitops.h>
-#include <asm/apicdef.h>
+#include <asm/apic.h>
 #include <asm/page.h>
 #include <asm/processor-flags.h>
 
@@ -64,6 +64,10 @@ bool vapic_pending(const struct seam_tdvps *tdvps)
 	return vector >= 0 && PRIO(vector) > PRIO(vapic_ppr(tdvps));
 }
 
+/*
+ * As a CPU in the guest does when the notification comes.  Here it exits, and one
+ * that the host sends itself before it enters stays pending.
+ */
 static void take_posted(struct seam_tdvps *tdvps)
 {
 	struct posted_desc *desc;
@@ -72,7 +76,8 @@ static void take_posted(struct seam_tdvps *tdvps)
 	if (!(tdvps->pin_controls & PIN_POSTED_INTR))
 		return;
 	desc = __va(tdvps->posted_desc);
-	if (!test_and_clear_bit(0, &desc->control))
+	if (!test_bit(0, &desc->control) || !lapic_vector_set_in_irr(tdvps->posted_vector) ||
+	    !test_and_clear_bit(0, &desc->control))
 		return;
 	for (i = 0; i < ARRAY_SIZE(desc->requests); i++) {
 		u64 bits = xchg(&desc->requests[i], 0);
