@@ -251,6 +251,8 @@ enum seam_sept_state {
 #define XFAM_UINTR			BIT_ULL(14)
 #define XFAM_LBR			BIT_ULL(15)
 #define XFAM_AMX			GENMASK_ULL(18, 17)
+/* The part that is in XCR0; the rest is in IA32_XSS. */
+#define XFAM_XCR0			(XFAM_X87_SSE | XFAM_AVX | XFAM_AVX512 | XFAM_PKRU | XFAM_AMX)
 #define TD_CONFIG_GPAW_52		BIT_ULL(0)
 #define TD_CONFIG_FLEXIBLE_PENDING_VE	BIT_ULL(1)
 #define TD_CONFIG_NO_RBP_MOD		BIT_ULL(2)

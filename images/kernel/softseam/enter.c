@@ -3,6 +3,7 @@
 #include <linux/atomic.h>
 #include <linux/stddef.h>
 #include <asm/fpu/xcr.h>
+#include <asm/msr.h>
 #include <asm/page.h>
 #include <asm/softseam.h>
 
@@ -21,6 +22,7 @@
 #define HANDLE_RSVD	(GENMASK_ULL(63, 54) | GENMASK_ULL(11, 0))
 #define HANDLE_PA	GENMASK_ULL(51, 12)
 #define VMCB_FLUSH_ALL	1
+#define LOST_SYSCALL_MASK	0x20200
 #define NR_GPRS		16
 
 /* Offsets of a register in the host's and in the guest's set, by its bit in a TDVMCALL mask */
@@ -151,6 +153,16 @@ static void run(struct seam_vp *vp, struct seam_exit *exit)
 	} while (guest_handle_exit(vp, exit) == GUEST_RESUME);
 }
 
+/* What a CPU no longer has of its host's state when it comes back from a guest. */
+static void lose_host_state(const struct seam_vp *vp)
+{
+	native_wrmsrq(MSR_STAR, 0);
+	native_wrmsrq(MSR_LSTAR, 0);
+	native_wrmsrq(MSR_SYSCALL_MASK, LOST_SYSCALL_MASK);
+	native_wrmsrq(MSR_TSC_AUX, 0);
+	xsetbv(XCR_XFEATURE_ENABLED_MASK, vp->td.tdcs->xfam & XFAM_XCR0);
+}
+
 static u64 enter_epoch(struct seam_vp *vp)
 {
 	struct seam_tdcs *tdcs = vp->td.tdcs;
@@ -200,6 +212,7 @@ u64 leaf_vp_enter(struct pt_regs *regs)
 	if (vp.tdvps->state == VCPU_ACTIVE)
 		vp.tdvps->state = VCPU_READY;
 	leave_epoch(&vp);
+	lose_host_state(&vp);
 	give_exit(&vp, regs, &exit);
 	err = exit.rax;
 out:
