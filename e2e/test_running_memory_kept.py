@@ -80,6 +80,14 @@ def test_private_page_is_kept_when_its_neighbour_becomes_shared(built: Assembly)
     assert ends(guest.run([load(BASE)])) == [(None, hex(VALUE))]
 
 
+@pytest.mark.parametrize("shared", [0, 1], ids=["the-first-shared", "the-second-shared"])
+def test_page_beside_what_becomes_shared_stays_private(shared: int, built: Assembly) -> None:
+    built.td.set_memory_attributes(BASE + shared * PAGE_SIZE, PAGE_SIZE, private=False)
+    kept = BASE + (1 - shared) * PAGE_SIZE
+    rows = [accept(kept), store(kept, VALUE), load(kept)]
+    assert ends(Executor(built).run(rows))[::2] == [(None, "0x0"), (None, hex(VALUE))]
+
+
 def test_private_page_is_kept_when_the_shared_memory_at_its_place_is_discarded(built: Assembly) -> None:
     guest, memory = Executor(built), built.placed[-1].shared
     memory.write(0, OTHER.to_bytes(4, "little"))
