@@ -335,6 +335,19 @@ def test_limit_below_what_is_in_use_refuses_the_next(
         assert tdx_cgroup.events_local == 1
 
 
+def test_limit_is_not_inherited_by_a_child_that_comes_later(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack
+) -> None:
+    """It holds for what is below it as long as it is there."""
+    tdx_cgroup.set_max(1)
+    child = tdx_cgroup.child("late")
+    assert child.max == UNLIMITED
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=child.path))
+    tdx_cgroup.set_max(UNLIMITED)
+    many_tds(tdx_cleanup.enter_context(Kvm.open(worker)), 2)
+    assert (child.current, child.events) == (2, 0)
+
+
 @pytest.mark.parametrize("text", ["many", "-1", "1 2", str(1 << 64), ""], ids=repr)
 def test_limit_that_is_no_number_is_refused_and_changes_nothing(
     text: str, tdx_host: TdxHost, tdx_cgroup: Cgroup

@@ -16,8 +16,9 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import comes_true
 from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
+from fixtures.kvm.abi import Cap
 from fixtures.kvm.build import Assembly
-from fixtures.kvm.move import move_from
+from fixtures.kvm.move import move_from, prepare_destination
 
 pytestmark = MOVES
 
@@ -85,6 +86,21 @@ def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
     move_from(source, to=destination)
     assert [group.current for group in pair] == [0, 1]
     assert count(destination) == counted(3)
+
+
+def test_destination_of_a_refused_move_keeps_its_own_number_of_vcpus(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    old, new = (tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path)) for group in pair)
+    source = launch("count", owner=old)
+    count(source)
+    destination = tdx_cleanup.enter_context(
+        prepare_destination(source, new, begin=lambda td: td.enable_cap(Cap.MAX_VCPUS, 2))
+    )
+    pair[1].set_max(0)
+    with refused(contract, Refusal.MOVE_CGROUP_MAX):
+        move_from(source, to=destination)
+    assert destination.td.check_extension(Cap.MAX_VCPUS) == 2
 
 
 # cgroups above and below each other

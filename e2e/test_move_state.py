@@ -17,6 +17,7 @@ from e2e.ghci import RDMSR, WRMSR
 from e2e.moves import MOVES, count, counted, destination_of
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
+from fixtures.cgroup import Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
@@ -135,6 +136,21 @@ def test_timer_that_runs_goes_on(mode: Mode, td: Moved) -> None:
     timer.aim(td.guest, mode, SECOND)
     if mode is Mode.PERIODIC:
         assert timer.comes(td.guest, SECOND)
+
+
+@in_modes(*Mode)
+def test_timer_runs_on_in_the_source_of_a_move_that_was_refused(
+    mode: Mode, td: Moved, tdx_cgroup: Cgroup, contract: Contract
+) -> None:
+    """The caller's cgroup admits no HKID, which is asked for when all else is right."""
+    destination = td.destination()
+    tdx_cgroup.set_max(0)
+    td.built.worker.enter_cgroup(tdx_cgroup.path)
+    timer.arm(td.guest, mode, FIRST, ns=500 * MS, tsc_khz=td.built.td.get_tsc_khz())
+    td.built.vcpus[0].complete()
+    with refused(contract, Refusal.MOVE_CGROUP_MAX):
+        move_from(td.built, to=destination)
+    assert timer.comes(td.guest, FIRST)
 
 
 def test_timer_runs_in_the_destination_only(td: Moved, tdx_host: TdxHost) -> None:

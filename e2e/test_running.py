@@ -8,15 +8,17 @@ import pytest
 from fixtures.agent import syscalls
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.deadline import comes_true
 from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON, TEXT, VALUE
+from fixtures.guests.running import halted, once
 from fixtures.host.cpus import Cpus
 from fixtures.kvm import commands
 from fixtures.kvm.abi import OF_REGISTERS, PAGE_SIZE, Cap
 from fixtures.kvm.defaults import default_params
-from fixtures.kvm.exits import FatalErrorExit, IoExit, ShutdownExit
+from fixtures.kvm.exits import FatalErrorExit, InterruptedExit, IoExit, ShutdownExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
@@ -92,6 +94,17 @@ def test_vcpu_may_run_in_another_thread_each_time(launch: Launch) -> None:
     vcpu = launch("count").vcpus[0]
     told = [output.number_of(vcpu.start().result()) for _ in range(6)]
     assert told == [1, COMMON | 1, 2, COMMON | 2, 3, COMMON | 3]
+
+
+def test_capabilities_can_be_asked_for_while_a_vcpu_runs(launch: Launch) -> None:
+    built = launch("interrupt")
+    (vcpu,) = built.vcpus
+    output.numbers(vcpu, 2)
+    running = once(vcpu, halted, vcpu.start)
+    asking = built.worker.start(commands.capabilities(built.td.fd))
+    assert comes_true(asking.done), "KVM_TDX_CAPABILITIES waits for the vCPU"
+    asking.result()
+    assert isinstance(running.stop(), InterruptedExit)
 
 
 # on several CPUs
