@@ -353,11 +353,16 @@ def test_init_mem_region_that_waits_for_a_busy_module_can_be_interrupted(
 @INJECTED
 @pytest.mark.parametrize("leaf", ["TDH.MEM.SEPT.ADD", "TDH.MEM.PAGE.AUG"])
 def test_guest_gets_its_pages_though_the_module_is_busy(leaf: str, tdx_host: TdxHost, launch: Launch) -> None:
-    pages = Region(0x100000, 16 * PAGE_SIZE)
-    (vcpu,) = launch("memory", regions=(pages,)).vcpus
-    with fault(tdx_host, Injection(leaf, 1, 5, BUSY)):
-        status_of_all, sum_of_all = output.numbers(vcpu, 2)
-    assert (status_of_all, sum_of_all) == (0, 0)
+    """Each is counted once, and no more when it is gone."""
+    built = launch("memory", regions=(Region(0x100000, 16 * PAGE_SIZE),))
+    (vcpu,) = built.vcpus
+    with built.td.stats_fd() as stats:
+        before = stats.read()["pages_4k"]
+        with fault(tdx_host, Injection(leaf, 1, 5, BUSY)):
+            status_of_all, sum_of_all = output.numbers(vcpu, 2)
+        assert (status_of_all, sum_of_all) == (0, 0)
+        built.memfds[-1].punch_hole()
+        assert stats.read()["pages_4k"] == before
 
 
 @INJECTED

@@ -149,6 +149,15 @@ def test_private_access_to_memory_that_was_made_shared_leaves_to_user_space(laun
     assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
 
 
+def test_shared_access_to_a_private_address_without_memory_leaves_to_user_space(launch: Launch) -> None:
+    """As one with memory: it is no MMIO."""
+    built = launch("execute")
+    built.td.set_memory_attributes(ELSEWHERE, PAGE_SIZE, private=True)
+    found = Executor(built).run_to_exit([read_shared(ELSEWHERE)])
+    assert isinstance(found, MemoryFaultExit)
+    assert (found.gpa, found.size, found.private) == (ELSEWHERE, PAGE_SIZE, False)
+
+
 # memory that user space populates before the guest touches it
 
 

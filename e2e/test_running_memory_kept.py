@@ -164,6 +164,10 @@ def test_private_page_is_kept_when_the_memory_of_the_slots_around_it_is_taken_aw
         assert ends(guest.run([load(BASE)])) == [(None, hex(VALUE))]
         anew = guest.run([row for gpa in places for row in (accept(gpa), load(gpa))])
         assert ends(anew) == [(None, "0x0")] * 4
+        # What is left of the memory's slots is still the memory's.
+        built.td.delete_slot(built.free_slot, ELSEWHERE)
+        memfd.punch_hole(PAGE_SIZE, PAGE_SIZE)
+        assert ends(guest.run([accept(places[1]), load(places[1])])) == [(None, "0x0")] * 2
 
 
 HALF = PAGE_SIZE // 2
