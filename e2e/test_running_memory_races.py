@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from e2e.findings import F13
+from e2e.races import on
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, batch_call
 from fixtures.agent.client import REQUEST_SECONDS, Worker
@@ -25,6 +26,7 @@ from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import interrupted
 from fixtures.host.base import TdxHost
+from fixtures.host.park import parked
 from fixtures.kvm import commands
 from fixtures.kvm.abi import (
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
@@ -37,6 +39,7 @@ from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.inject import Injection, armed, still_armed
+from fixtures.softseam.truth import Truth
 
 ACCEPTED, ALREADY_ACCEPTED, BUSY = 0, 0xB0A, 0x80000200
 TOUCHED = 0x100000
@@ -172,6 +175,31 @@ def test_pre_fault_of_shared_memory_against_a_slot_that_comes_and_goes(launch: L
     assert set(errnos(populated)) <= {"success", "ENOENT", "EAGAIN"}
     assert errnos(populated)["success"]
     assert errnos(populated)["ENOENT"]
+
+
+# a page that is taken away
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("seamcall-fault-injection", "ground-truth", "parked-tasks")
+def test_no_vcpu_enters_while_kvm_tries_again_to_take_a_page_away(
+    tdx_host: TdxHost, launch: Launch, truth: Truth
+) -> None:
+    """From before the vCPUs are told to leave; one that comes in between would make the try fail again."""
+    built = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)])
+    (vcpu,), worker = built.vcpus, built.worker
+    assert touch(vcpu, private=True) == "accepted"
+    hole = commands.punch_hole(built.memfds[-1].fd, PAGE_SIZE)
+    with vcpu.stats_fd() as stats, armed(tdx_host.agent.files, Injection("TDH.MEM.RANGE.BLOCK")):
+        with parked(tdx_host, "kvm_make_all_cpus_request", cpu=1) as park:
+            punching = worker.start(on([1], hole))
+            assert park.reached(punching.done)
+            entries, tries = truth.leaves()["TDH.VP.ENTER"].calls, stats.read()["exits"][0]
+            running = worker.start(on([0], commands.run(vcpu.fd, vcpu.run_page().address)))
+            until(lambda: stats.read()["exits"][0] > tries + SOME_TRIES, "the vCPU to try to enter")
+            assert truth.leaves()["TDH.VP.ENTER"].calls == entries
+        assert punching.result().complete
+    assert touched_by(running.result()[1], private=True) == "accepted"
 
 
 # memory that is converted
