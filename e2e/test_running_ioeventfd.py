@@ -75,3 +75,6 @@ def test_writes_of_any_size_are_counted(mailbox: Mailbox) -> None:
     with bind(mailbox, DOORBELL, size=0) as event:
         assert [mailbox.call(mmio(size=size)).r10 for size in (1, 2, 4, 8)] == [0, 0, 0, 0]
         assert event.count() == 4
+        event.deassign()
+        leaves(mailbox, mmio(), MmioExit)
+        assert event.count() == 0

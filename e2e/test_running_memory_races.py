@@ -196,7 +196,10 @@ def test_no_vcpu_enters_while_kvm_tries_again_to_take_a_page_away(
             assert park.reached(punching.done)
             entries, tries = truth.leaves()["TDH.VP.ENTER"].calls, stats.read()["exits"][0]
             running = worker.start(on([0], commands.run(vcpu.fd, vcpu.run_page().address)))
-            until(lambda: stats.read()["exits"][0] > tries + SOME_TRIES, "the vCPU to try to enter")
+            until(
+                lambda: running.done() or stats.read()["exits"][0] > tries + SOME_TRIES,
+                "the vCPU to try to enter",
+            )
             assert truth.leaves()["TDH.VP.ENTER"].calls == entries
         assert punching.result().complete
     assert touched_by(running.result()[1], private=True) == "accepted"
