@@ -18,6 +18,7 @@ from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
+from fixtures.guests.timer import APIC_ENABLED, X2APIC_SPIV
 from fixtures.guests.vectors import BY, VECTORS, Raise, arrived
 from fixtures.kvm import abi, commands
 from fixtures.kvm.abi import PAGE_SIZE, TdVmCall, VcpuEvents
@@ -28,7 +29,6 @@ from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 from fixtures.kvm.vcpu import Vcpu
 
-X2APIC_SPIV, APIC_ENABLED = 0x80F, 0x1FF
 GSI = 5
 QUOTE_GPA = 0x200000
 QUOTE_STATUS = 8

@@ -50,6 +50,21 @@ def built(launch: Launch) -> Assembly:
     return launch("execute", regions=[TWO_PAGES])
 
 
+def place(built: Assembly, number: int, gpa: int, shared: Memory, memfd: GuestMemfd, offset: int) -> None:
+    """Give a private page of a guest_memfd a slot, which is the free one with this number."""
+    slot = MemorySlot(
+        built.free_slot + number,
+        gpa,
+        PAGE_SIZE,
+        shared.address,
+        memfd.fd,
+        guest_memfd_offset=offset,
+        flags=abi.KVM_MEM_GUEST_MEMFD,
+    )
+    built.td.set_slot(slot)
+    built.td.set_memory_attributes(gpa, PAGE_SIZE, private=True)
+
+
 def test_initial_memory_keeps_its_content_when_it_is_populated_once_more(launch: Launch) -> None:
     region = Region(BASE, PAGE_SIZE, VALUE.to_bytes(4, "little"))
     built = launch("execute", regions=[region])
@@ -117,18 +132,7 @@ def test_private_page_is_kept_when_a_page_of_its_memory_that_no_slot_has_is_take
         built.td.create_guest_memfd(2 * PAGE_SIZE) as memfd,
         Memory.map(built.worker, PAGE_SIZE) as shared,
     ):
-        built.td.set_slot(
-            MemorySlot(
-                built.free_slot,
-                BASE,
-                PAGE_SIZE,
-                shared.address,
-                memfd.fd,
-                guest_memfd_offset=PAGE_SIZE,
-                flags=abi.KVM_MEM_GUEST_MEMFD,
-            )
-        )
-        built.td.set_memory_attributes(BASE, PAGE_SIZE, private=True)
+        place(built, 0, BASE, shared, memfd, PAGE_SIZE)
         guest = Executor(built)
         guest.run([accept(BASE), store(BASE, VALUE)])
         memfd.punch_hole(0, PAGE_SIZE)
@@ -146,18 +150,7 @@ def test_private_page_is_kept_when_the_memory_of_the_slots_around_it_is_taken_aw
         Memory.map(built.worker, PAGE_SIZE) as shared,
     ):
         for number, gpa in enumerate(places):
-            built.td.set_slot(
-                MemorySlot(
-                    built.free_slot + number,
-                    gpa,
-                    PAGE_SIZE,
-                    shared.address,
-                    memfd.fd,
-                    guest_memfd_offset=number * PAGE_SIZE,
-                    flags=abi.KVM_MEM_GUEST_MEMFD,
-                )
-            )
-            built.td.set_memory_attributes(gpa, PAGE_SIZE, private=True)
+            place(built, number, gpa, shared, memfd, number * PAGE_SIZE)
         guest = Executor(built)
         guest.run([row for gpa in (BASE, *places) for row in (accept(gpa), store(gpa, VALUE))])
         memfd.punch_hole(0, 2 * PAGE_SIZE)

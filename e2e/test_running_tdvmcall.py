@@ -26,6 +26,7 @@ from fixtures.guests.execute import Executor, tdcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import INTERRUPT_VECTOR, UnexpectedExit
+from fixtures.guests.timer import APIC_ENABLED, X2APIC_SPIV
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE, Cap, TdVmCall
 from fixtures.kvm.cpuid import CpuidEntry
@@ -49,7 +50,6 @@ KVM_HC_UNKNOWN = 77
 SECRET = 0x5EC2E7
 KVM_ENOSYS = 1000
 APIC_BASE, LSTAR = 0x1B, 0xC0000082
-X2APIC_SPIV, APIC_ENABLED = 0x80F, 0x1FF
 
 
 # which registers pass
