@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -12,6 +13,7 @@ from fixtures.guests import output
 from fixtures.guests.output import COMMON
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.move import prepare_destination
+from fixtures.kvm.td import Td
 
 MOVES = [
     pytest.mark.tdx_offers("move"),
@@ -21,9 +23,15 @@ MOVES = [
 """Marks of a file whose tests move TDs between VMs."""
 
 
-def destination_of(source: Assembly, cleanup: ExitStack, worker: Worker | None = None) -> Assembly:
-    """A destination for a TD."""
-    return cleanup.enter_context(prepare_destination(source, worker))
+def destination_of(
+    source: Assembly,
+    cleanup: ExitStack,
+    worker: Worker | None = None,
+    *,
+    begin: Callable[[Td], object] = lambda td: None,
+) -> Assembly:
+    """A destination for a TD; the parameters are those of :func:`prepare_destination`."""
+    return cleanup.enter_context(prepare_destination(source, worker, begin=begin))
 
 
 def count(built: Assembly) -> list[int]:

@@ -12,25 +12,22 @@ from contextlib import ExitStack
 
 import pytest
 
+from e2e.huge_pages import TWO_MIB, two_huge_pages
 from fixtures.guests.execute import SHARED_VA, Executor, load
 from fixtures.guests.launch import Launch
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import MemoryFaultExit
-from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 
 GPA = 1 << 30
-TWO_MIB = 2 << 20
 SIZE = 2 * TWO_MIB
 
 
 @pytest.fixture
 def slot(built: Assembly, tdx_cleanup: ExitStack) -> MemorySlot:
     """A memory slot of two huge pages, which is shared."""
-    memory = tdx_cleanup.enter_context(Memory.map(built.worker, SIZE))
-    # Linux aligns what is as large as a huge page to one.
-    assert memory.address % TWO_MIB == 0
+    memory = two_huge_pages(built.worker, tdx_cleanup)
     made = MemorySlot(built.free_slot, GPA, SIZE, memory.address)
     built.td.set_slot(made)
     built.vcpus[0].pre_fault(GPA, SIZE)

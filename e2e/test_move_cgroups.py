@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
 from fixtures.kvm.abi import Cap
 from fixtures.kvm.build import Assembly
-from fixtures.kvm.move import move_from, prepare_destination
+from fixtures.kvm.move import move_from
+from fixtures.kvm.td import Td
 
 pytestmark = MOVES
 
@@ -30,13 +32,21 @@ def pair(tdx_cgroup: Cgroup) -> tuple[Cgroup, Cgroup]:
 
 
 def moved_between(
-    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, cleanup: ExitStack
+    pair: tuple[Cgroup, Cgroup],
+    tdx_host: TdxHost,
+    launch: Launch,
+    cleanup: ExitStack,
+    *,
+    begin: Callable[[Td], object] = lambda td: None,
 ) -> tuple[Assembly, Assembly]:
-    """A TD of a process in the first cgroup, and a destination for it in the second."""
+    """A TD of a process in the first cgroup, and a destination for it in the second.
+
+    :param begin: called with the destination before it has vCPUs.
+    """
     old, new = (cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path)) for group in pair)
     source = launch("count", owner=old)
     count(source)
-    return source, destination_of(source, cleanup, new)
+    return source, destination_of(source, cleanup, new, begin=begin)
 
 
 def test_charge_moves_to_the_destinations_cgroup(
@@ -91,11 +101,8 @@ def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
 def test_destination_of_a_refused_move_keeps_its_own_number_of_vcpus(
     pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
-    old, new = (tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path)) for group in pair)
-    source = launch("count", owner=old)
-    count(source)
-    destination = tdx_cleanup.enter_context(
-        prepare_destination(source, new, begin=lambda td: td.enable_cap(Cap.MAX_VCPUS, 1))
+    source, destination = moved_between(
+        pair, tdx_host, launch, tdx_cleanup, begin=lambda td: td.enable_cap(Cap.MAX_VCPUS, 1)
     )
     pair[1].set_max(0)
     with refused(contract, Refusal.MOVE_CGROUP_MAX):

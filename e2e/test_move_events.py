@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import select
-import struct
 from contextlib import ExitStack
 
 import pytest
@@ -95,7 +94,7 @@ def test_event_while_the_td_moves_arrives_exactly_once(
                 commands.move_from(destination.td.fd, source.td.fd, barrier=places[0])
             )
             pause = [syscalls.ping()] * (7 * (turn + 1) % 30)
-            signal = syscalls.write(event.fd, struct.pack("<Q", 1))
+            signal = syscalls.eventfd_signal(event.fd)
             signalling = source.worker.start(batch_call([syscalls.barrier(places[1]), *pause, signal]))
             moving.result()
             signalling.result()

@@ -11,16 +11,14 @@ from dataclasses import replace
 
 import pytest
 
+from e2e.huge_pages import TWO_MIB, two_huge_pages
 from e2e.moves import MOVES, count, destination_of
 from fixtures.guests.launch import Launch
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
-from fixtures.kvm.memory import Memory
 from fixtures.kvm.move import move_from
 
 pytestmark = MOVES
-
-TWO_MIB = 2 << 20
 
 
 def put_shared_memory_at(built: Assembly, offset: int, memfd: bool, cleanup: ExitStack) -> None:
@@ -29,9 +27,7 @@ def put_shared_memory_at(built: Assembly, offset: int, memfd: bool, cleanup: Exi
     Without *memfd* they lose their guest_memfds.
     """
     for placed in built.placed[-2:]:
-        # Linux aligns what is as large as a huge page to one.
-        memory = cleanup.enter_context(Memory.map(built.worker, 2 * TWO_MIB))
-        assert memory.address % TWO_MIB == 0
+        memory = two_huge_pages(built.worker, cleanup)
         built.td.delete_slot(placed.slot.slot, placed.slot.gpa)
         slot = replace(placed.slot, address=memory.address + offset)
         built.td.set_slot(slot if memfd else replace(slot, guest_memfd=0, flags=0))

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import struct
 from contextlib import ExitStack
 from functools import partial
 
@@ -82,7 +81,7 @@ def test_event_whose_delivery_finds_the_source_dead_is_the_destinations(
     destination = destination_of(source, tdx_cleanup)
     worker = source.worker
     with parked(tdx_host, "irqfd_inject", cpu=1) as park:
-        signalling = worker.start(on([1], syscalls.write(event.fd, struct.pack("<Q", 1))))
+        signalling = worker.start(on([1], syscalls.eventfd_signal(event.fd)))
         # The signal may have returned: the work comes later.
         assert park.reached(lambda: False)
         worker.start(on([0], commands.move_from(destination.td.fd, source.td.fd))).result()

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from e2e.ghci import RDMSR, WRMSR
 from e2e.moves import MOVES, count, counted, destination_of
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
@@ -24,6 +23,7 @@ from fixtures.deadline import until
 from fixtures.errors import HarnessError
 from fixtures.guests import output, timer
 from fixtures.guests.execute import SHARED_VA, Executor, accept, load, vmcall
+from fixtures.guests.ghci import HLT, RDMSR, WRMSR
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
@@ -46,8 +46,8 @@ MS = 1_000_000
 TIMERS = "/proc/timer_list"
 KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_HALTED = 1, 3
 MSR_KVM_POLL_CONTROL, MSR_MTRR_DEF_TYPE = 0x4B564D05, 0x2FF
-HLT, KICK_CPU = 12, 5
-"""A leaf of the GHCI, and a hypercall of KVM: make a vCPU of an APIC id go on."""
+KICK_CPU = 5
+"""A hypercall of KVM: make a vCPU of an APIC id go on."""
 BLOCKED = 1
 """R12 of HLT: the guest has its interrupts off."""
 

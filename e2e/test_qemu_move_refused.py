@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from e2e.ghci import INVALID_OPERAND, RETRY
 from e2e.resets import MAY_CRASH, resetting
 from fixtures.cgroup import Cgroup
+from fixtures.guests.ghci import INVALID_OPERAND, RETRY
 from fixtures.guests.moving import (
     CAPABILITIES,
     MODE,

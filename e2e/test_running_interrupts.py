@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from e2e.ghci import HLT, WRMSR
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.guests import output
+from fixtures.guests.ghci import HLT, WRMSR
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY

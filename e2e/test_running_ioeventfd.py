@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fixtures.guests.ghci import IO, MMIO
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.kvm.exits import Exit, IoExit, MmioExit
 from fixtures.kvm.files import Ioeventfd
@@ -22,11 +23,11 @@ SIZE, DATA = 4, 0x12345678
 
 def mmio(size: int = SIZE, data: int = DATA, address: int = DOORBELL) -> Registers:
     shared = InitVmParams().shared_bit
-    return Registers(r11=48, r12=size, r13=OUT, r14=shared | address, r15=data)
+    return Registers(r11=MMIO, r12=size, r13=OUT, r14=shared | address, r15=data)
 
 
 def io(size: int = SIZE, data: int = DATA, address: int = PORT) -> Registers:
-    return Registers(r11=30, r12=size, r13=OUT, r14=address, r15=data)
+    return Registers(r11=IO, r12=size, r13=OUT, r14=address, r15=data)
 
 
 Write = Callable[..., Registers]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.ghci import INVALID_OPERAND, RDMSR, SUCCESS, WRMSR
 from fixtures.guests import output
+from fixtures.guests.ghci import INVALID_OPERAND, RDMSR, SUCCESS, WRMSR
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.kvm.abi import Cap, MpStateValue, MsrExitCause

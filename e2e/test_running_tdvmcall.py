@@ -8,7 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from e2e.ghci import (
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests.execute import Executor, tdcall
+from fixtures.guests.ghci import (
     ALIGN_ERROR,
     CPUID,
     INVALID_OPERAND,
@@ -20,9 +23,6 @@ from e2e.ghci import (
     SUCCESS,
     WRMSR,
 )
-from fixtures.contracts.answers import refused
-from fixtures.contracts.promises import Contract, Refusal
-from fixtures.guests.execute import Executor, tdcall
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import INTERRUPT_VECTOR, UnexpectedExit
