@@ -359,6 +359,15 @@ def test_limit_that_is_no_number_is_refused_and_changes_nothing(
     assert tdx_cgroup.max == 3
 
 
+@pytest.mark.parametrize("limit", [1 << 20, 1 << 62], ids=hex)
+def test_limit_may_be_above_what_there_is(limit: int, member: Kvm, tdx_cgroup: Cgroup) -> None:
+    """One configuration does for hosts of all sizes."""
+    tdx_cgroup.set_max(limit)
+    assert tdx_cgroup.max == limit
+    many_tds(member, 1)
+    assert (tdx_cgroup.current, tdx_cgroup.events) == (1, 0)
+
+
 def test_limit_can_be_lifted(member: Kvm, tdx_cgroup: Cgroup) -> None:
     tdx_cgroup.set_max(0)
     tdx_cgroup.set_max(UNLIMITED)

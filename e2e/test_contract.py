@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -27,7 +28,7 @@ from fixtures.host.contract_probe import Behaviour
 from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import Cap
+from fixtures.kvm.abi import Cap, VmType
 from fixtures.kvm.build import Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
@@ -226,6 +227,20 @@ def add_vcpu(td: Td, ident: int) -> None:
     vcpu = td.create_vcpu(ident)
     vcpu.set_cpuid2()
     vcpu.init_vcpu()
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
+@pytest.mark.parametrize("kind", [VmType.TDX, VmType.DEFAULT], ids=["td", "plain"])
+def test_number_can_still_be_changed_after_a_vcpu_that_failed(kind: VmType, kvm: Kvm) -> None:
+    """There is none in the VM."""
+    with kvm.create_vm(kind) as vm:
+        assert errno_of(partial(vm.create_vcpu, vm.check_extension(Cap.MAX_VCPU_ID)))
+        if kind == VmType.TDX:
+            assert errno_of(partial(vm.create_vcpu, 0)), "its interrupt controller is not split yet"
+        vm.enable_cap(Cap.MAX_VCPUS, 1)
+        assert vm.check_extension(Cap.MAX_VCPUS) == 1
 
 
 @pytest.mark.tdx_host(cpus=2)

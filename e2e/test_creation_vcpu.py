@@ -17,7 +17,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.kvm import abi, build, commands, cpuid
-from fixtures.kvm.abi import MpStateValue
+from fixtures.kvm.abi import Cap, MpStateValue
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import default_params, supported_cpuid
@@ -34,6 +34,8 @@ FMA, AVX, F16C = 1 << 12, 1 << 28, 1 << 29
 AVX2, PKU = 1 << 5, 1 << 3
 OSXSAVE, OSPKE = 1 << 27, 1 << 4
 XSTATE = 0xD
+DISABLE_EXITS_HLT = 1 << 1
+KVM_MP_STATE_HALTED = 3
 
 
 @pytest.fixture
@@ -145,6 +147,20 @@ def test_vcpu_runs_though_another_one_is_not_initialized(
     built.initialize_vcpus().populate(Region.firmware(payloads["count"])).finalize()
     with shows("F15", match="EIO"):
         assert output.numbers(built.vcpus[0], 2) == [1, output.COMMON | 1]
+
+
+@pytest.mark.parametrize("disabled", [0, DISABLE_EXITS_HLT], ids=["exits-of-hlt", "no-exits-of-hlt"])
+def test_vcpu_runs_once_user_space_has_made_it_runnable_again(
+    disabled: int, td_created: Assembly, payloads: Mapping[str, bytes]
+) -> None:
+    """A VMM may ask for no exits of HLT, which a TD has all the same: KVM cannot look at its VMCS."""
+    td_created.td.enable_cap(Cap.X86_DISABLE_EXITS, disabled)
+    built = td_created.init().add_vcpus().populate(Region.firmware(payloads["count"])).finalize()
+    vcpu = built.vcpus[0]
+    for state in (KVM_MP_STATE_HALTED, MpStateValue.RUNNABLE):
+        vcpu.worker.call(commands.set_mp_state(vcpu.fd, state))
+        assert vcpu.mp_state() == state
+    assert output.numbers(vcpu, 2) == [1, output.COMMON | 1]
 
 
 @pytest.mark.tdx_needs("ground-truth")

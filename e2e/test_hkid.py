@@ -221,6 +221,20 @@ def test_exhausted_pool_refuses_init_vm_until_one_is_freed(
             later.init_vm()
 
 
+def test_rate_of_the_tsc_is_still_to_be_chosen_after_an_init_vm_that_found_no_hkid(
+    kvm: Kvm, hkids: Hkids, contract: Contract
+) -> None:
+    tds = many_tds(kvm, hkids.free)
+    with kvm.create_td() as td:
+        td.set_tsc_khz(1_000_000)
+        with refused(contract, Refusal.INIT_NO_HKID):
+            td.init_vm()
+        td.set_tsc_khz(2_000_000)
+        tds.pop().close()
+        td.init_vm()
+        assert td.get_tsc_khz() == 2_000_000
+
+
 def test_exhausted_pool_lets_tds_be_created_and_built(
     owner: Worker, kvm: Kvm, hkids: Hkids, contract: Contract
 ) -> None:

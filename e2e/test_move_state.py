@@ -30,12 +30,12 @@ from fixtures.guests.running import halted, once
 from fixtures.guests.timer import Mode
 from fixtures.host.base import TdxHost
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import PAGE_SIZE, Cap
+from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.files import StatsFd
 from fixtures.kvm.memory import Memory
-from fixtures.kvm.move import link_memory, move_from, prepare_destination
+from fixtures.kvm.move import move_from, prepare_destination
 from fixtures.softseam.truth import Truth
 
 pytestmark = MOVES
@@ -44,7 +44,7 @@ FIRST, SECOND = 0x61, 0x92
 """Vectors in different registers of the APIC."""
 MS = 1_000_000
 TIMERS = "/proc/timer_list"
-KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_HALTED = 1, 3
+KVM_MP_STATE_HALTED = 3
 MSR_KVM_POLL_CONTROL, MSR_MTRR_DEF_TYPE = 0x4B564D05, 0x2FF
 KICK_CPU = 5
 """A hypercall of KVM: make a vCPU of an APIC id go on."""
@@ -366,9 +366,6 @@ def private_pages(truth: Truth) -> int:
     return sum(page.count for page in truth.state().pages if page.type == "reg")
 
 
-# vCPUs
-
-
 @pytest.mark.tdx_host(cpus=2)
 def test_attributes_of_memory_are_the_sources_whatever_the_destinations_were(
     launch: Launch, tdx_cleanup: ExitStack
@@ -437,46 +434,3 @@ def test_shared_memory_may_be_at_another_address_of_the_process(
     destination.td.delete_slot(slot.slot, slot.gpa)
     destination.td.set_slot(replace(slot, address=elsewhere.address))
     assert count(move_from(source, to=destination)) == counted(2)
-
-
-def test_vcpus_are_those_of_the_same_id(launch: Launch, tdx_cleanup: ExitStack) -> None:
-    """They were made in another order in the destination."""
-    source = launch("count", vcpus=2)
-    assert count(source) == counted(1, 2)
-    with build.created(source.worker) as built:
-        built.td.split_irqchip()
-        for ident in (1, 0):
-            built.vcpus.insert(0, built.td.create_vcpu(ident))
-            built.vcpus[0].set_cpuid2()
-        link_memory(built, *source.placed)
-        move_from(source, to=built)
-        assert count(built) == counted(2, 2)
-
-
-@pytest.mark.tdx_host(cpus=2)
-def test_vcpu_that_was_never_initialized_stays_so(
-    owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
-) -> None:
-    """It has no CPUID, and needs none in the destination."""
-    source = tdx_cleanup.enter_context(build.created(owner)).init().add_vcpus()
-    tdx_cleanup.enter_context(source.td.create_vcpu(1))
-    source.populate(Region.firmware(payloads["count"])).finalize()
-    assert count(source) == counted(1)
-    built = destination_of(source, tdx_cleanup)
-    second = tdx_cleanup.enter_context(built.td.create_vcpu(1))
-    move_from(source, to=built)
-    assert count(built) == counted(2)
-    assert second.mp_state() == KVM_MP_STATE_UNINITIALIZED
-
-
-@pytest.mark.tdx_host(cpus=2)
-def test_number_of_vcpus_is_that_of_the_td(
-    owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, bytes]
-) -> None:
-    source = tdx_cleanup.enter_context(build.created(owner))
-    source.td.enable_cap(Cap.MAX_VCPUS, 1)
-    source.init().add_vcpus().populate(Region.firmware(payloads["count"])).finalize()
-    built = destination_of(source, tdx_cleanup)
-    assert built.td.check_extension(Cap.MAX_VCPUS) > 1
-    move_from(source, to=built)
-    assert built.td.check_extension(Cap.MAX_VCPUS) == 1

@@ -184,6 +184,7 @@ SLOTS = {
     "beyond-the-guest_memfd": {"guest_memfd_offset": PAGES * PAGE_SIZE},
     "end-beyond-the-guest_memfd": {"guest_memfd_offset": (PAGES - 1) * PAGE_SIZE, "size": 2 * PAGE_SIZE},
     "gpa-wraps": {"gpa": (1 << 64) - PAGE_SIZE, "size": 2 * PAGE_SIZE},
+    "begins-below-the-shared-bit": {"gpa": SHARED - PAGE_SIZE, "size": 2 * PAGE_SIZE},
     "address-wraps": {"address": (1 << 64) - PAGE_SIZE, "size": 2 * PAGE_SIZE},
 }
 

@@ -22,6 +22,7 @@ from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Region
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
+from fixtures.kvm.fd import close_all
 from fixtures.kvm.many import many_tds
 from fixtures.softseam.truth import Truth
 
@@ -62,6 +63,20 @@ def test_last_cpu_of_a_package_may_go_when_no_hkid_is_in_use(kvm: Kvm, hotplug: 
     (td,) = many_tds(kvm, 1)
     last = leave_one(hotplug)
     td.close()
+    hotplug.offline(last)
+    assert last not in hotplug.online
+
+
+def test_last_cpu_of_a_package_may_go_after_an_init_vm_that_found_no_hkid(
+    kvm: Kvm, hotplug: Cpus, hkids: Hkids, contract: Contract
+) -> None:
+    tds = many_tds(kvm, hkids.free)
+    with kvm.create_td() as td, refused(contract, Refusal.INIT_NO_HKID):
+        td.init_vm()
+    last = leave_one(hotplug)
+    with refused(contract, Refusal.LAST_CPU_OFFLINE):
+        hotplug.offline(last)
+    close_all(*tds)
     hotplug.offline(last)
     assert last not in hotplug.online
 

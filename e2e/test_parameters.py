@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.host import kvm_modules
 from fixtures.host.base import TdxHost
+from fixtures.host.cpus import Cpus
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.abi import Cap, VmType
 from fixtures.kvm.device import Kvm
@@ -98,6 +100,24 @@ def test_td_runs_on_a_kvm_that_has_nested_virtualization(
 ) -> None:
     Setting(intel="nested=1").load(tdx_host)
     assert_works(launch, hkids)
+
+
+@SWITCHES_MODULES
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("cpu-hotplug")
+def test_td_runs_on_a_cpu_that_was_offline_when_kvm_was_loaded(
+    tdx_host: TdxHost, hotplug: Cpus, owner: Worker, launch: Launch
+) -> None:
+    stays, *_, late = sorted(hotplug.all)
+    hotplug.offline(late)
+    Setting().load(tdx_host)
+    hotplug.restore()
+    owner.call(syscalls.affinity([late]))
+    built = launch("hello", vcpus=2)
+    assert output.read_line(built.vcpus[0]) == "hello from vCPU 0"
+    owner.call(syscalls.affinity([stays]))
+    hotplug.offline(late)
+    assert output.read_line(built.vcpus[1]) == "hello from vCPU 1"
 
 
 def test_kvm_with_a_living_td_is_not_unloaded(tdx_host: TdxHost, launch: Launch, hkids: Hkids) -> None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 
 from e2e.findings import F1
+from e2e.races import error_of, on
 from fixtures.agent import syscalls
 from fixtures.agent.call import BatchResult, Call, Earlier, batch_call
 from fixtures.agent.client import Job, Worker
@@ -19,6 +21,7 @@ from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.findings import shows
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
+from fixtures.host.park import parked
 from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import VmType
 from fixtures.kvm.build import Assembly, Stage
@@ -228,3 +231,25 @@ def test_creators_and_destroyers_at_the_limit_lose_nothing(
     with shows("F8"):
         assert seen <= {none_left}
     assert hkids.free == 2
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("parked-tasks")
+@pytest.mark.tdx_finding("F8", flavours=("upstream",))
+@pytest.mark.tdx_finding("F1", **F1)
+def test_hkid_is_not_free_before_its_charge_is_gone(
+    kvm: Kvm, tdx_host: TdxHost, hkids: Hkids, contract: Contract
+) -> None:
+    """Whoever took it in between would find the root cgroup at its capacity."""
+    gone, *_ = many_tds(kvm, hkids.free)
+    with kvm.create_td() as late:
+        with parked(tdx_host, "misc_cg_uncharge", cpu=1) as park:
+            closing = kvm.worker.start(on([1], syscalls.close(gone.fd)))
+            gone.closed = True
+            assert park.reached(closing.done)
+            init = kvm.worker.start(on([0], commands.init_vm(late.fd, default_params(kvm.worker))))
+            with shows("F8"):
+                error = error_of(kvm.worker, partial(init.result().__getitem__, 1))
+                assert error == contract.errno(Refusal.INIT_NO_HKID)
+        closing.result()
+        late.init_vm()

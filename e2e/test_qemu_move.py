@@ -9,19 +9,26 @@ target/i386/kvm/tdx.c there, ``qmp_migrate`` in migration/migration.c.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from contextlib import ExitStack
 
 import pytest
 
+from e2e.moves import MOVES
+from e2e.qemu_moves import kinds, moved_once
 from e2e.resets import MAY_CRASH, reset, resetting
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
-from fixtures.deadline import Deadline, until
+from fixtures.deadline import Deadline
 from fixtures.guests import output
-from fixtures.guests.dump import shared_memory
 from fixtures.guests.launch import Launch
-from fixtures.guests.moving import Destination, Move, moved
+from fixtures.guests.moving import (
+    MODE,
+    PLAIN_CAPABILITIES,
+    TAKE_OVER,
+    Move,
+    moved,
+    set_mode,
+)
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
@@ -34,31 +41,14 @@ from fixtures.kvm.many import many_tds
 from fixtures.qemu.td_command import FIXED_CLOCK
 from fixtures.softseam.truth import Truth
 
-pytestmark = [
-    pytest.mark.tdx_offers("move"),
-    pytest.mark.usefixtures("td_move"),
-    pytest.mark.tdx_needs("misc-cgroup"),
-]
+pytestmark = MOVES
 
-GMEM = "/[kvm-gmem] (deleted)"
 STEPS = ["setup", "active", "device", "completed"]
-
-
-def moved_once(tds: QemuTds, source: QemuTd, worker: Worker | None = None) -> Destination:
-    """Move a TD to a new QEMU, and quit the old one."""
-    destination = moved(source, tds.destination(source, worker))
-    assert source.quit() == 0
-    return destination
 
 
 def names(td: QemuTd, *which: str) -> list[str]:
     """List the events with some names, in order."""
     return [event["event"] for event in td.events if event["event"] in which]
-
-
-def kinds(files: list[str]) -> Counter[str]:
-    """Count a QEMU's open files of KVM and of memory, by kind."""
-    return Counter(name for name in files if "kvm" in name or "memfd" in name)
 
 
 # it goes on
@@ -102,6 +92,19 @@ def test_every_vcpu_goes_on(movable_tds: QemuTds) -> None:
     assert len(destination.execute("query-cpus-fast")) == 2
 
 
+def test_moves_where_the_command_line_switches_the_capability_on(movable_tds: QemuTds) -> None:
+    names = (TAKE_OVER, *(f"x-{name}" for name in PLAIN_CAPABILITIES))
+    switched = [("-global", f"migration.{name}=on") for name in names]
+    source = movable_tds.run(extra_args=tuple(itertools.chain(*switched)))
+    assert counts(source) == [1, 1]
+    set_mode(source, MODE)
+    destination = movable_tds.destination(source, extra_args=())
+    source.execute("migrate", channels=destination.channels)
+    destination.connect()
+    source.await_event("MIGRATION", which=lambda data: data["status"] == "completed")
+    assert counts(destination) == [2, 2]
+
+
 def test_events_tell_of_the_move(movable_tds: QemuTds) -> None:
     source = movable_tds.run()
     destination = moved(source, movable_tds.destination(source))
@@ -126,21 +129,10 @@ def test_module_sees_no_key_change_at_any_instant(movable_tds: QemuTds, truth: T
     assert truth.state().pages == pages
 
 
-def test_memory_is_converted_in_the_destination_as_if_nothing_had_happened(movable_tds: QemuTds) -> None:
-    source = movable_tds.run()
-    assert counts(source) == [1, 1]
-    assert ask(source, "p") == "private 0 0"
-    destination = moved_once(movable_tds, source)
-    assert ask(destination, "s") == "shared 0"
-    assert counts(destination) == [2, 1]
-    again = moved_once(movable_tds, destination)
-    assert ask(again, "p") == "private 0 0"
-    assert ask(again, "m") == "accepted 16"
-
-
-def test_msrs_that_kvm_emulates_move_along(movable_tds: QemuTds) -> None:
+@pytest.mark.parametrize("cpu", [FIXED_CLOCK, f"{FIXED_CLOCK},lmce=on"], ids=["usual", "lmce"])
+def test_msrs_that_kvm_emulates_move_along(cpu: str, movable_tds: QemuTds) -> None:
     """MTRRs, machine check banks, MISC_ENABLE and KVM's poll control, which no one but QEMU can carry."""
-    source = movable_tds.run()
+    source = movable_tds.run(cpu=cpu)
     reset_values = ask(source, "v").split()
     written = ask(source, "M").split()
     assert not {"refused"} & {*reset_values, *written}
@@ -151,26 +143,14 @@ def test_msrs_that_kvm_emulates_move_along(movable_tds: QemuTds) -> None:
     assert ask(again, "v").split() == written
 
 
-def test_memory_that_came_and_went_is_not_moved(movable_tds: QemuTds) -> None:
-    """Each backend has a guest_memfd of its own, and the second has the name of the first."""
-    source = movable_tds.run()
-    files = source.open_files
-    backend = {"qom-type": "memory-backend-ram", "id": "more", "size": 1 << 20, "share": True}
-    for _ in range(2):
-        source.execute("object-add", **backend)
-        assert kinds(source.open_files) - kinds(files) == {"/memfd:more (deleted)": 1, GMEM: 1}
-        source.execute("object-del", id="more")
-        until(lambda: source.open_files == files, "QEMU to close the memory")
-    assert counts(moved_once(movable_tds, source)) == [1, 1]
-
-
-def test_destination_knows_which_memory_is_shared(movable_tds: QemuTds) -> None:
-    source = movable_tds.run()
-    assert counts(source) == [1, 1]
-    before = shared_memory(source)
-    assert before
-    assert sum(size for _, size in before) < source.spec.memory_mib << 20
-    assert shared_memory(moved_once(movable_tds, source)) == before
+@pytest.mark.tdx_host(cpus=2)
+def test_msrs_of_each_vcpu_are_its_own_also_in_the_destination(movable_tds: QemuTds) -> None:
+    source = movable_tds.run(smp="2")
+    written = [ask(source, letter).split() for letter in "MW"]
+    assert "refused" not in {*written[0], *written[1]}
+    assert written[0] != written[1]
+    destination = moved_once(movable_tds, source)
+    assert [ask(destination, letter).split() for letter in "vV"] == written
 
 
 # keys
@@ -287,12 +267,13 @@ def test_system_reset_after_a_move_starts_it_anew(vcpus: int, hkids: Hkids, mova
 
 
 @MAY_CRASH
-def test_moves_after_a_reset(hkids: Hkids, movable_tds: QemuTds) -> None:
+@pytest.mark.parametrize("cpu", [FIXED_CLOCK, "host"], ids=["fixed-clock", "clock-of-the-host"])
+def test_moves_after_a_reset(cpu: str, hkids: Hkids, movable_tds: QemuTds) -> None:
     """Moves the VM and the private memory of the reset, in place of those that QEMU began with.
 
     A file that is open before the first VM, and closed, leaves its number to the second.
     """
-    source = movable_tds.run(extra_args=("-chardev", "file,id=spare,path=/dev/null"))
+    source = movable_tds.run(cpu=cpu, extra_args=("-chardev", "file,id=spare,path=/dev/null"))
     assert counts(source) == [1, 1]
     source.execute("chardev-remove", id="spare")
     with resetting(source):

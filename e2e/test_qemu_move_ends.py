@@ -215,6 +215,14 @@ def test_cancelled_before_the_destination_looked(
     assert hkids.taken == 1
 
 
+def test_cancelled_when_there_is_nothing_to_cancel(source: QemuTd, destination: Destination) -> None:
+    assert error_of(source, "migrate_cancel") == ""
+    taken = moved(source, destination)
+    assert error_of(source, "migrate_cancel") == ""
+    assert error_of(taken, "migrate_cancel") == ""
+    assert (source.status, taken.status) == ("postmigrate", "running")
+
+
 def test_cancelled_half_way(half_way: Move, hkids: Hkids, movable_tds: QemuTds) -> None:
     source = half_way.source
     source.execute("migrate_cancel")

@@ -38,6 +38,7 @@ from fixtures.guests.typed import AFTER_RESET, ask, counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError
+from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -69,6 +70,19 @@ def test_other_modes(mode: str, hkids: Hkids, movable_tds: QemuTds) -> None:
     assert caught.value.desc in source.execute("query-migrate")["blocked-reasons"]
     assert_goes_on(source, 2, stopped=False)
     assert hkids.taken == 1
+
+
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+def test_clock_that_goes_on_in_no_other_host_is_one_more_reason(movable_tds: QemuTds) -> None:
+    """A host that was rebooted is another one, as its clock begins anew."""
+    source = movable_tds.start(cpu="host")
+    blocked = {}
+    for mode in ("normal", "cpr-reboot", MODE):
+        set_mode(source, mode)
+        reasons = source.execute("query-migrate").get("blocked-reasons", [])
+        blocked[mode] = any("invtsc" in reason for reason in reasons)
+    assert blocked == {"normal": True, "cpr-reboot": True, MODE: False}
 
 
 @pytest.mark.tdx_offers("move")
@@ -263,6 +277,14 @@ UNLIKE = {
     "other-clock": Unlike(
         {"cpu": "host,tsc-frequency=2000000000"}, differs("TSC frequency in kHz", "2500000", "2000000")
     ),
+    "other-attributes-than-none": Unlike(
+        {"guest": {}},
+        differs("attributes", "0x0", "0x10000000"),
+        source={"guest": {"sept-ve-disable": "off"}},
+    ),
+    "a-clock-where-the-source-has-none": Unlike(
+        {"cpu": FIXED_CLOCK}, differs("TSC frequency in kHz", "0", "2500000"), source={"cpu": "host"}
+    ),
     "no-td": Unlike({"guest": None}, differs("type of confidential guest", r"TDX \(1\)", r"none \(0\)")),
     "memory-not-in-files": Unlike({"movable": False}, "the source has no private memory pc.ram"),
     "one-device-less": Unlike(
@@ -317,6 +339,7 @@ def test_cgroup_of_the_destination_that_is_at_its_limit(
     assert_goes_on(source, 1, stopped=True)
     assert (tdx_cgroup.current, tdx_cgroup.events_local, hkids.taken) == (0, 1, 1)
     assert source.open_files == before
+    source.execute("migrate_cancel")
     tdx_cgroup.set_max(1)
     again = moved(source, movable_tds.destination(source, worker))
     assert counts(again) == [2, 2]

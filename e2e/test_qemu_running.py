@@ -11,15 +11,18 @@ import pytest
 
 from e2e.resets import MAY_CRASH, reset, resetting
 from fixtures.deadline import Deadline, until
+from fixtures.findings import shows
 from fixtures.guests import output
+from fixtures.guests.dump import shared_memory
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.quotes import QuoteService
-from fixtures.guests.typed import AFTER_RESET, ask, counts
+from fixtures.guests.typed import AFTER_RESET, QUOTE_GPA, SHARED_GPA, ask, counts
 from fixtures.host.hkids import Hkids
-from fixtures.qemu.errors import QmpError
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.qemu.errors import QmpError, QmpGone
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -56,6 +59,21 @@ def test_memory_is_converted_there_and_back_and_private_memory_comes_back_empty(
 
 
 # commands to QEMU
+
+
+@pytest.mark.tdx_finding("Q17", qemu=("11.1.1",))
+def test_dump_has_shared_memory_where_the_guest_has_it(qemu_td_running: QemuTd) -> None:
+    with shows("Q17"):
+        assert shared_memory(qemu_td_running) == [(SHARED_GPA, PAGE_SIZE)]
+
+
+@pytest.mark.tdx_finding("Q17", qemu=("11.1.1",))
+def test_outlives_a_dump_of_memory_that_is_shared_in_two_places(qemu_td_running: QemuTd) -> None:
+    """The payload shares a second page for a quote that it does not get."""
+    ask(qemu_td_running, "q")
+    with shows("Q17", QmpGone):
+        found = shared_memory(qemu_td_running)
+    assert found == [(SHARED_GPA, PAGE_SIZE), (QUOTE_GPA, PAGE_SIZE)]
 
 
 def test_stop_and_cont_are_events_and_lose_no_step(qemu_td_running: QemuTd) -> None:

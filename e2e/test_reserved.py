@@ -58,6 +58,31 @@ def test_flag_of_a_pre_fault(flags: int, td_finalized: Assembly) -> None:
     assert errno_of(lambda: vcpu.worker.call(asked)) == errno.EINVAL
 
 
+MCG_EXT_CTL, MCG_EXT_CTL_LMCE = 0x4D0, 1
+OF_VCPU = {
+    "mcg-ext-ctl": {MCG_EXT_CTL: MCG_EXT_CTL_LMCE << 1},
+    "mcg-ext-ctl-highest": {MCG_EXT_CTL: HIGHEST},
+    "mtrr-def-type": {0x2FF: 1 << 8},
+    "mtrr-type": {0x26F: 2},
+    "feature-control": {0x3A: 1},
+    "efer": {0xC0000080: 0x500},
+    "apic-base": {0x1B: 0xFEE00800},
+    "apic-tpr": {0x808: 0},
+    "sysenter-cs": {0x174: 0},
+    "tsc-adjust": {0x3B: 0},
+    "kvm-clock": {0x4B564D01: 0},
+}
+"""MSRs of which KVM takes no such value for a TD, or none at all (``tdx_set_msr``)."""
+
+
+@pytest.mark.parametrize("name", OF_VCPU)
+def test_value_of_an_msr(name: str, td_finalized: Assembly) -> None:
+    """KVM_SET_MSRS stops there."""
+    vcpu = td_finalized.vcpus[0]
+    right = {MCG_EXT_CTL: MCG_EXT_CTL_LMCE}
+    assert vcpu.worker.call(commands.set_msrs(vcpu.fd, right | OF_VCPU[name])) == 0 + (name[:3] != "mcg")
+
+
 def test_no_registers_are_in_the_run_page(td_finalized: Assembly) -> None:
     """KVM_CAP_SYNC_REGS is asked of the VM, and KVM_RUN takes no request for them."""
     vcpu = td_finalized.vcpus[0]

@@ -173,6 +173,8 @@ REFUSED: dict[str, tuple[Callable[[GuestMemfd], Call[SyscallResult]], int]] = {
     "hole-from-within-a-page": (lambda memfd: hole(memfd, HALF, PAGE_SIZE), errno.EINVAL),
     "hole-of-half-a-page": (lambda memfd: hole(memfd, 0, HALF), errno.EINVAL),
     "hole-of-nothing": (lambda memfd: hole(memfd, 0, 0), errno.EINVAL),
+    "pages-beyond-the-end": (lambda memfd: pages(memfd, 0, 2 * memfd.size), errno.EINVAL),
+    "pages-behind-the-end": (lambda memfd: pages(memfd, memfd.size, PAGE_SIZE), errno.EINVAL),
     "zeroes": (
         lambda memfd: syscalls.fallocate(memfd.fd, ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE),
         errno.EOPNOTSUPP,
@@ -183,6 +185,10 @@ REFUSED: dict[str, tuple[Callable[[GuestMemfd], Call[SyscallResult]], int]] = {
 
 def hole(memfd: GuestMemfd, offset: int, size: int) -> Call[SyscallResult]:
     return syscalls.fallocate(memfd.fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size)
+
+
+def pages(memfd: GuestMemfd, offset: int, size: int) -> Call[SyscallResult]:
+    return syscalls.fallocate(memfd.fd, FALLOC_FL_KEEP_SIZE, offset, size)
 
 
 def mapping(memfd: GuestMemfd, flags: int) -> Call[SyscallResult]:

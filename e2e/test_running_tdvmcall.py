@@ -259,14 +259,15 @@ def test_map_gpa_of_much_is_asked_in_parts_of_2_mib(mailbox: Mailbox) -> None:
     assert mailbox.result().r10 == SUCCESS
 
 
-def test_map_gpa_as_a_hypercall_of_kvm_is_asked_with_the_guests_arguments(mailbox: Mailbox) -> None:
+@pytest.mark.parametrize("gpa", [AREA, 1 << 40 | AREA], ids=hex)
+def test_map_gpa_as_a_hypercall_of_kvm_is_asked_with_the_guests_arguments(gpa: int, mailbox: Mailbox) -> None:
     """R10 is the number, R11 to R14 are the arguments (``tdx_emulate_vmcall``)."""
     private = abi.KVM_MAP_GPA_RANGE_ENCRYPTED
     found = map_gpa_exit(
-        mailbox.begin(Registers(r10=abi.KVM_HC_MAP_GPA_RANGE, r11=AREA, r12=3, r13=private, r14=0x14))
+        mailbox.begin(Registers(r10=abi.KVM_HC_MAP_GPA_RANGE, r11=gpa, r12=3, r13=private, r14=0x14))
     )
-    assert (found.gpa, found.size, found.private) == (AREA, 3 * PAGE_SIZE, True)
-    assert found.args[:3] == (AREA, 3, private)
+    assert (found.gpa, found.size, found.private) == (gpa, 3 * PAGE_SIZE, True)
+    assert found.args[:3] == (gpa, 3, private)
     mailbox.vcpu.answer(found, ret=7)
     assert mailbox.result().r10 == 7
 

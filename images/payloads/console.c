@@ -7,6 +7,7 @@
  * c: adds 1 to a number in private and to one in shared memory; "count P S", then the counts of the other vCPUs;
  * s: makes the page with the shared number shared (as it is at the start) and sets it to 0; "shared STATUS";
  * p: makes it private and accepts it; "private STATUS VALUE";
+ * o: makes the page at 64 MiB plus 4 KiB shared; "shared STATUS";
  * a: counts like that, line after line, until there is another letter, which it takes;
  * g: "gap MOST NOW": the longest time for which it was not there to listen since the last g, and the time, in
  *    ticks of the TSC; from then on it does not halt, so that it is always there while it runs;
@@ -16,7 +17,7 @@
  *    b: asks in the last page of 64 MiB, which is shared, and in the next, where there is no memory: what is to be
  *    read begins in the one and ends in the other; "quote STATUS";
  * M: writes MSRs that KVM emulates (MTRRs, a machine check bank, MISC_ENABLE and KVM's poll control), and prints
- *    them like v; v: "msrs VALUE…";
+ *    them like v; v: "msrs VALUE…"; W and V: the same of vCPU 1, with other values;
  * n: asks for an interrupt when a quote is done; "notify STATUS"; i: how many came; "notified COUNT";
  * f: reports a fatal error, code 0xdead0000, text "payload"; F: with the address of a page that says more;
  *    e: without a text; x: with the code 0xdead;
@@ -46,6 +47,7 @@
 
 #define PAGE_GPA	0x100000UL
 #define QUOTE_GPA	0x1ff000UL
+#define ODD_GPA		0x4001000UL
 #define LAST_GPA	0x3fff000UL
 #define MORE_GPA	0x1000000UL
 #define MORE		0x1000000UL
@@ -75,19 +77,28 @@ struct quote_header {
 	u32 in_size, out_size;
 };
 
-/* Values that none has after a reset */
+#define NR_MSRS		7
+
+/* Values of vCPU 0 and 1 that none has after a reset */
 static const struct {
 	u32 index;
-	u64 value;
-} msrs[] = {
-	{ MSR_MISC_ENABLE, 0x1801 },
-	{ MSR_MTRR_PHYS_BASE7, 0x80000006 },
-	{ MSR_MTRR_PHYS_MASK7, 0xf80000800 },
-	{ MSR_MTRR_FIX4K_F8000, 0x0505050505050505 },
-	{ MSR_MTRR_DEF_TYPE, 0xc06 },
-	{ MSR_MC9_CTL, 0 },
-	{ MSR_POLL_CONTROL, 0 },
+	u64 values[2];
+} msrs[NR_MSRS] = {
+	{ MSR_MISC_ENABLE, { 0x1801, 0x1801 } },
+	{ MSR_MTRR_PHYS_BASE7, { 0x80000006, 0x40000006 } },
+	{ MSR_MTRR_PHYS_MASK7, { 0xf80000800, 0xfc0000800 } },
+	{ MSR_MTRR_FIX4K_F8000, { 0x0505050505050505, 0x0404040404040404 } },
+	{ MSR_MTRR_DEF_TYPE, { 0xc06, 0xc04 } },
+	{ MSR_MC9_CTL, { 0, 0 } },
+	{ MSR_POLL_CONTROL, { 0, 0 } },
 };
+
+static volatile struct {
+	u64 status, value;
+} read[NR_MSRS];
+
+/* M or v, for vCPU 1 to do */
+static volatile char order;
 
 static volatile u32 counts[MAX_VCPUS];
 
@@ -198,28 +209,35 @@ static void say_word(const char *text, u64 value)
 	say_number(value);
 }
 
-static void write_msrs(void)
+static void do_msrs(char letter, u64 vcpu)
 {
 	u64 i;
 
-	for (i = 0; i < sizeof(msrs) / sizeof(*msrs); i++) {
-		struct vmcall call = { VMCALL_WRMSR, msrs[i].index, msrs[i].value, 0, 0 };
+	for (i = 0; letter == 'M' && i < NR_MSRS; i++) {
+		struct vmcall call = { VMCALL_WRMSR, msrs[i].index, msrs[i].values[vcpu], 0, 0 };
 
 		vmcall(&call);
 	}
+	for (i = 0; i < NR_MSRS; i++) {
+		struct vmcall call = { VMCALL_RDMSR, msrs[i].index, 0, 0, 0 };
+
+		read[i].status = vmcall(&call);
+		read[i].value = call.leaf;
+	}
 }
 
-static void say_msrs(void)
+static void say_msrs(char letter, u64 vcpu)
 {
 	u64 i;
 
+	order = vcpu ? letter : 0;
+	while (order)
+		io(PORT_LSR, 1, 0, 0);
+	if (!vcpu)
+		do_msrs(letter, vcpu);
 	say_text("msrs");
-	for (i = 0; i < sizeof(msrs) / sizeof(*msrs); i++) {
-		struct vmcall call = { VMCALL_RDMSR, msrs[i].index, 0, 0, 0 };
-		u64 status = vmcall(&call);
-
-		say_word(status ? " refused " : " ", call.leaf);
-	}
+	for (i = 0; i < NR_MSRS; i++)
+		say_word(read[i].status ? " refused " : " ", read[i].value);
 }
 
 static void count(u64 vcpus)
@@ -351,15 +369,21 @@ static void do_as_told(char letter, u64 vcpus)
 	case 's':
 		share();
 		break;
+	case 'o':
+		say_word("shared ", map_gpa(SHARED_GPA | ODD_GPA, PAGE));
+		break;
 	case 'p':
 		make_private();
 		break;
 	case 'M':
-		write_msrs();
-		say_msrs();
-		break;
 	case 'v':
-		say_msrs();
+		say_msrs(letter, 0);
+		break;
+	case 'W':
+		say_msrs('M', 1);
+		break;
+	case 'V':
+		say_msrs('v', 1);
 		break;
 	case 'n':
 		ask_to_be_notified();
@@ -395,6 +419,10 @@ void payload_main(u64 index, u64 rcx)
 	if (index) {
 		for (;;) {
 			counts[index]++;
+			if (index == 1 && order) {
+				do_msrs(order, index);
+				order = 0;
+			}
 			/* Leaves to the VMM, so that nobody starves where CPUs are few. */
 			io(PORT_LSR, 1, 0, 0);
 		}
