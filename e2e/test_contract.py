@@ -7,6 +7,7 @@ question; the tests below it need more than one.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -191,6 +192,18 @@ def test_td_whose_vcpus_came_first_runs_like_any_other(
     built.create_vcpus(2).init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
     assert [output.read_line(vcpu) for vcpu in built.vcpus] == ["hello from vCPU 0", "hello from vCPU 1"]
+
+
+@pytest.mark.tdx_offers("init-after-vcpu")
+@pytest.mark.usefixtures("init_may_follow")
+def test_vcpu_that_came_first_is_not_initialized_before_its_td(
+    prober: Prober, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
+) -> None:
+    built = tdx_cleanup.enter_context(build.created(prober.worker)).create_vcpus(1)
+    assert errno_of(built.vcpus[0].init_vcpu) == errno.EINVAL
+    built.init(prober.params(prober.usual)).initialize_vcpus()
+    built.populate(Region.firmware(payloads["hello"])).finalize()
+    assert output.read_line(built.vcpus[0]) == "hello from vCPU 0"
 
 
 @pytest.mark.tdx_host(cpus=2)

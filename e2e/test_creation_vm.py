@@ -7,6 +7,7 @@ corrected.  ``test_faults.py`` covers SEAMCALLs that fail.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,7 +26,7 @@ from fixtures.kvm.build import Assembly
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import supported_cpuid
 from fixtures.kvm.device import Kvm
-from fixtures.kvm.errors import KvmError
+from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import Capabilities, InitVmParams, Overrides
 from fixtures.kvm.td import Td
@@ -257,6 +258,19 @@ def test_finalize_after_an_init_vm_that_failed_is_refused(td: Td, contract: Cont
 def test_second_finalize_is_refused(td_finalized: Assembly, contract: Contract) -> None:
     with refused(contract, Refusal.FINALIZE_TWICE):
         td_finalized.td.finalize()
+
+
+@pytest.mark.tdx_finding("F24", flavours=("upstream",))
+@pytest.mark.parametrize(
+    "altered",
+    [Overrides(flags=1), Overrides(data=1), Overrides(data=1 << 63)],
+    ids=["flag", "data", "address"],
+)
+def test_finalize_with_what_it_has_no_use_for_is_refused(altered: Overrides, td_populated: Assembly) -> None:
+    worker, td = td_populated.worker, td_populated.td
+    with shows("F24"):
+        assert errno_of(partial(worker.call, commands.finalize_vm(td.fd, altered=altered))) == errno.EINVAL
+    td.finalize()
 
 
 def test_td_without_memory_can_be_finalized(td_with_vcpus: Assembly) -> None:

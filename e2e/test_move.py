@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -203,6 +204,16 @@ def test_source_is_dead_and_closes_in_any_order(
         assert count(destination) == counted(2)
         destination.close()
         assert hkids.taken == 0
+
+
+def test_td_ends_with_its_destination_though_the_source_is_still_open(
+    launch: Launch, hkids: Hkids, tdx_cleanup: ExitStack, assert_gone: Callable[[], None]
+) -> None:
+    source = launch("count")
+    count(source)
+    move_from(source, to=destination_of(source, tdx_cleanup)).close()
+    assert hkids.taken == 0
+    assert_gone()
 
 
 def test_goes_on_when_the_sources_process_is_killed(

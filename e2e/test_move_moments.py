@@ -17,9 +17,11 @@ from e2e.moves import MOVES, count, counted, destination_of
 from e2e.races import error_of, on
 from fixtures.agent import syscalls
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.guests import output
 from fixtures.guests.launch import Launch
-from fixtures.guests.output import INTERRUPT_VECTOR
+from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import begun
+from fixtures.guests.vectors import VECTORS
 from fixtures.host.base import TdxHost
 from fixtures.host.park import parked
 from fixtures.kvm import commands
@@ -70,6 +72,27 @@ def test_move_waits_for_an_interrupt_that_is_being_delivered_to_the_source(
     assert telling.result()[1] == 1
     source.close()
     assert_arrives_once(destination, event)
+
+
+def test_interrupt_of_the_destination_that_comes_before_those_of_the_source_is_kept(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack
+) -> None:
+    """The destination's APIC is enabled then, so that devices reach it."""
+    source = launch("vectors")
+    assert output.numbers(source.vcpus[0], 1) == [INTERRUPTS_READY]
+    source.vcpus[0].complete()
+    destination = destination_of(source, tdx_cleanup)
+    worker = source.worker
+    first, second = VECTORS[0], VECTORS[1]
+    assert source.td.signal_msi(first) == 1
+    with parked(tdx_host, "tdh_vp_wr", cpu=1) as park:
+        moving = worker.start(on([1], commands.move_from(destination.td.fd, source.td.fd)))
+        assert park.reached(moving.done)
+        telling = worker.start(on([0], commands.signal_msi(destination.td.fd, second)))
+        assert telling.result()[1] == 1
+    moving.result()
+    source.close()
+    assert output.numbers(destination.vcpus[0], 2) == [second, first]
 
 
 def test_event_whose_delivery_finds_the_source_dead_is_the_destinations(

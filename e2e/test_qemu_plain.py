@@ -19,7 +19,7 @@ import pytest
 
 from fixtures.agent import syscalls
 from fixtures.guests import unnamed
-from fixtures.guests.moving import PAUSE, PAUSED, PLAIN_CAPABILITIES, Move, set_capabilities, set_mode
+from fixtures.guests.moving import PAUSE, PAUSED, PLAIN_CAPABILITIES, Move, moved, set_capabilities, set_mode
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.host.base import TdxHost
@@ -138,10 +138,7 @@ def test_is_transferred_from_and_to_a_stock_qemu(ours: str, movable_tds: QemuTds
     moving = movable_tds.spec.binary
     first, second = (moving if ours == side else QEMU for side in ("source", "destination"))
     source = movable_tds.start(**PLAIN, machine=ANY_BUILD, binary=first)
-    destination = movable_tds.destination(source, run=False, binary=second)
-    move = Move(source, destination)
-    destination.connect()
-    assert move.end() == "completed"
+    destination = moved(source, movable_tds.destination(source, run=False, binary=second))
     assert destination.status == "prelaunch"
 
 
@@ -154,11 +151,7 @@ def test_transfer_leaves_no_vm_behind(movable_tds: QemuTds) -> None:
     source = movable_tds.start(**PLAIN)
     before = of_kvm(source)
     assert before["anon_inode:kvm-vm"] == 1
-    destination = movable_tds.destination(source, run=False)
-    move = Move(source, destination)
-    destination.connect()
-    assert move.end() == "completed"
-    assert of_kvm(destination) == before
+    assert of_kvm(moved(source, movable_tds.destination(source, run=False))) == before
 
 
 def cancel(move: Move) -> str:

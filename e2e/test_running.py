@@ -138,6 +138,23 @@ def test_vcpu_goes_from_cpu_to_cpu(launch: Launch) -> None:
     assert told[::2] == [1, 2, 3, 4]
 
 
+def test_vcpu_may_be_looked_at_on_a_cpu_on_which_it_does_not_run(launch: Launch) -> None:
+    """KVM flushes it there, too, and the module says that it is not associated."""
+    built = launch("count")
+    (vcpu,) = built.vcpus
+    pin(vcpu, 0)
+    told = output.numbers(vcpu, 2)
+    pin(vcpu, 1)
+    vcpu.mp_state()
+    pin(vcpu, 0)
+    told += output.numbers(vcpu, 2)
+    assert told[::2] == [1, 2]
+    pin(vcpu, 1)
+    vcpu.mp_state()
+    pin(vcpu, 0)
+    built.close()
+
+
 @pytest.mark.tdx_needs("ground-truth")
 def test_module_associates_a_vcpu_with_the_cpu_that_runs_it(launch: Launch, truth: Truth) -> None:
     vcpu = launch("count").vcpus[0]

@@ -79,3 +79,15 @@ def test_writes_of_any_size_are_counted(mailbox: Mailbox) -> None:
         event.deassign()
         leaves(mailbox, mmio(), MmioExit)
         assert event.count() == 0
+
+
+def test_every_access_to_a_port_is_counted_as_an_exit(mailbox: Mailbox) -> None:
+    """Whether it leaves to user space, as the payload's report that it is done does, or is refused."""
+    with mailbox.vcpu.stats_fd() as stats, bind(mailbox, PORT):
+
+        def exits(registers: Registers) -> int:
+            before = stats.read()["io_exits"][0]
+            mailbox.call(registers)
+            return stats.read()["io_exits"][0] - before
+
+        assert [exits(io()), exits(io(size=3))] == [2, 2]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -19,6 +21,7 @@ from fixtures.guests.running import inside, once
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit, MapGpaExit, MemoryFaultExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import InitVmParams, MemorySlot
@@ -84,6 +87,27 @@ def test_access_where_there_is_no_memory_leaves_to_user_space(launch: Launch) ->
     found = vcpu.run()
     assert isinstance(found, MemoryFaultExit)
     assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
+
+
+def test_access_where_memory_is_to_be_private_and_there_is_none_leaves_to_user_space(launch: Launch) -> None:
+    """The guest and the attributes agree, and there is no slot."""
+    built = launch("accept")
+    built.td.set_memory_attributes(BASE, PAGE_SIZE, private=True)
+    found = built.vcpus[0].run()
+    assert isinstance(found, MemoryFaultExit)
+    assert (found.gpa, found.size, found.private) == (BASE, PAGE_SIZE, True)
+    built.place(*ONE_PAGE)
+    assert output.numbers(built.vcpus[0], 2) == [ACCEPTED, 0]
+
+
+def test_access_to_memory_that_was_not_accepted_is_the_end_of_the_td(launch: Launch) -> None:
+    """Of a TD whose guest asked for no #VE for it, and not of the vCPU alone."""
+    built = launch("pending", vcpus=2, regions=ONE_PAGE)
+    guest, other = built.vcpus
+    assert output.numbers(guest, 1) == [1]
+    assert errno_of(guest.run) == errno.EIO
+    assert errno_of(other.run) == errno.EIO
+    assert errno_of(partial(built.td.set_memory_attributes, BASE, PAGE_SIZE, private=True)) == errno.EIO
 
 
 def test_access_goes_on_when_user_space_puts_memory_there(launch: Launch) -> None:

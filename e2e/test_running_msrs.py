@@ -12,9 +12,11 @@ from fixtures.guests import output
 from fixtures.guests.ghci import INVALID_OPERAND, RDMSR, SUCCESS, WRMSR
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
+from fixtures.kvm import commands
 from fixtures.kvm.abi import Cap, MpStateValue, MsrExitCause
 from fixtures.kvm.exits import Exit, MsrExit
 
+MC0_CTL, MCE_BANKS = 0x400, 32
 APIC_BASE, APIC_ICR, APIC_TDCR, LSTAR = 0x1B, 0x830, 0x83E, 0xC0000082
 ICR_TO_ITSELF, ICR_SMI, ICR_INIT, ICR_SIPI = 1 << 18, 2 << 8, 5 << 8, 6 << 8
 X2APIC, X2APIC_ID = 0x800, 0x802
@@ -44,6 +46,15 @@ KVMS_OWN = (0x802, 0x803, 0x80D, 0x80F, 0x828, *range(0x830, 0x831), *range(0x83
 """ID, version, LDR, SIVR, ESR, ICR, LVT (832H is the timer's), initial and current count, divide register."""
 
 READ_ONLY = (0x802, 0x803, 0x80D, 0x839)
+
+
+def test_each_register_of_each_machine_check_bank_is_there(launch: Launch) -> None:
+    """A vCPU has 32 banks, of four registers each, until user space says otherwise."""
+    (vcpu,) = launch("vmcall").vcpus
+    registers = range(MC0_CTL, MC0_CTL + 4 * MCE_BANKS)
+    found = vcpu.worker.call(commands.get_msrs(vcpu.fd, *registers))
+    assert list(found) == list(registers)
+    assert vcpu.worker.call(commands.set_msrs(vcpu.fd, found)) == len(found)
 
 
 def test_x2apic_registers_that_the_cpu_virtualizes_are_not_kvms(mailbox: Mailbox) -> None:

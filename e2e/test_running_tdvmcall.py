@@ -290,6 +290,15 @@ def test_map_gpa_that_is_done_is_done_though_an_interrupt_waits(mailbox: Mailbox
     assert mailbox.result().r10 == SUCCESS
 
 
+def test_map_gpa_of_much_is_to_be_asked_again_when_an_interrupt_waits(mailbox: Mailbox) -> None:
+    assert mailbox.call(Registers(r11=WRMSR, r12=X2APIC_SPIV, r13=APIC_ENABLED)).r10 == SUCCESS
+    found = map_gpa(mailbox, AREA, 2 * TWO_MIB)
+    assert mailbox.built.td.signal_msi(INTERRUPT_VECTOR) == 1
+    mailbox.vcpu.answer(found, ret=0)
+    told = mailbox.result()
+    assert (told.r10, told.r11) == (RETRY, AREA + TWO_MIB)
+
+
 def test_map_gpa_with_another_answer_ends_kvm_run(mailbox: Mailbox, contract: Contract) -> None:
     found = map_gpa(mailbox, AREA, PAGE_SIZE)
     mailbox.vcpu.answer(found, ret=errno.ENOMEM)

@@ -21,6 +21,7 @@ from fixtures.guests.launch import Launch
 from fixtures.kvm import abi
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly
+from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.files import GuestMemfd
 from fixtures.kvm.memory import Memory
@@ -118,6 +119,18 @@ def test_slot_is_not_given_another_file(guest: Guest, contract: Contract) -> Non
     ):
         guest.td.set_slot(replace(guest.slot, guest_memfd=other.fd))
     assert guest.finds_its_values()
+
+
+def test_file_of_another_vm_is_refused(guest: Guest) -> None:
+    with Kvm.open(guest.td.worker) as kvm, kvm.create_td() as other:
+        assert errno_of(partial(other.set_slot, guest.slot)) == errno.EINVAL
+    assert guest.finds_its_values()
+
+
+def test_no_slot_of_a_td_is_read_only(guest: Guest) -> None:
+    assert guest.td.check_extension(abi.Cap.READONLY_MEM) == 0
+    read_only = replace(guest.another(0, 0), flags=abi.KVM_MEM_READONLY)
+    assert errno_of(partial(guest.td.set_slot, read_only)) == errno.EINVAL
 
 
 def test_part_of_a_file_is_free_again_with_its_slot(guest: Guest) -> None:
