@@ -200,10 +200,12 @@ def test_vcpu_that_came_first_is_not_initialized_before_its_td(
     prober: Prober, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
 ) -> None:
     built = tdx_cleanup.enter_context(build.created(prober.worker)).create_vcpus(1)
-    assert errno_of(built.vcpus[0].init_vcpu) == errno.EINVAL
+    (vcpu,) = built.vcpus
+    vcpu.set_cpuid2()
+    assert errno_of(vcpu.init_vcpu) == errno.EINVAL
     built.init(prober.params(prober.usual)).initialize_vcpus()
     built.populate(Region.firmware(payloads["hello"])).finalize()
-    assert output.read_line(built.vcpus[0]) == "hello from vCPU 0"
+    assert output.read_line(vcpu) == "hello from vCPU 0"
 
 
 @pytest.mark.tdx_host(cpus=2)

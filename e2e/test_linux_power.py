@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from e2e.resets import MAY_CRASH, reset, resetting
+from e2e.resets import MAY_CRASH, reset, resetting_stock
 from fixtures.deadline import Deadline, until
 from fixtures.errors import DeadlineExceeded
 from fixtures.findings import shows
@@ -70,7 +70,7 @@ def test_boots_anew_after_a_reset(
     by: str, hkids: Hkids, booted: LinuxTd, assert_gone: Callable[[], None]
 ) -> None:
     before = booted.run(BOOT_ID)
-    with resetting(booted.qemu):
+    with resetting_stock(booted.qemu):
         if by == "guest":
             booted.reboot()
         else:

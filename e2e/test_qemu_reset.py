@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.findings import F1
-from e2e.resets import MAY_CRASH, reset, resetting
+from e2e.resets import MAY_CRASH, reset, resetting_stock
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.findings import shows
@@ -39,7 +39,7 @@ CLOCK_UNIT = 25_000_000
 def test_td_is_the_same_again(vcpus: int, hkids: Hkids, qemu_tds: QemuTds) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK, smp=str(vcpus))
     for _ in range(2):
-        with resetting(td):
+        with resetting_stock(td):
             reset(td)
         assert hkids.taken == 1
         assert td.status == "prelaunch"
@@ -53,7 +53,7 @@ def test_td_is_the_same_again(vcpus: int, hkids: Hkids, qemu_tds: QemuTds) -> No
 def test_it_is_another_td_for_the_module_and_the_old_one_is_gone(qemu_tds: QemuTds, truth: Truth) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     (before,) = truth.tds()
-    with resetting(td):
+    with resetting_stock(td):
         reset(td)
     (after,) = truth.tds()
     assert after.op == before.op == "runnable"
@@ -68,7 +68,7 @@ def test_never_has_two_hkids(
 ) -> None:
     worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
     td = qemu_tds.start(worker, cpu=FIXED_CLOCK)
-    with resetting(td):
+    with resetting_stock(td):
         reset(td)
     assert tdx_cgroup.current == 1
     with shows("Q7"):
@@ -123,7 +123,7 @@ def test_guest_is_not_interrupted_because_the_one_before_the_reset_wanted_it(
 ) -> None:
     td = qemu_tds.run(**quotes.change)
     assert ask(td, "n") == "notify 0"
-    with resetting(td):
+    with resetting_stock(td):
         restart(td)
     quotes.ask(td).answer(b"a quote")
     assert ask(td, "w") == "quote 0"
@@ -138,7 +138,7 @@ def test_guest_does_not_get_the_quote_for_which_the_one_before_the_reset_asked(
 ) -> None:
     td = qemu_tds.run(**quotes.change)
     before = quotes.ask(td)
-    with resetting(td):
+    with resetting_stock(td):
         restart(td)
     after = quotes.ask(td)
     before.answer(b"the quote of another TD")

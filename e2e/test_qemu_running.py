@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.resets import MAY_CRASH, reset, resetting
+from e2e.resets import MAY_CRASH, reset, resetting_stock
 from fixtures.deadline import Deadline, until
 from fixtures.findings import shows
 from fixtures.guests import output
@@ -102,7 +102,7 @@ def test_system_reset_starts_it_anew(vcpus: int, hkids: Hkids, qemu_tds: QemuTds
     td = qemu_tds.run(smp=str(vcpus))
     assert counts(td)[:2] == [1, 1]
     before = td.console.position
-    with resetting(td):
+    with resetting_stock(td):
         event = reset(td)
     assert event["data"] == {"guest": False, "reason": "host-qmp-system-reset"}
     td.console.wait_for(f"^ready, {vcpus} vCPUs$", Deadline(10, "the payload after a reset"), since=before)
@@ -135,7 +135,7 @@ def test_device_comes_and_is_listed_while_it_runs(qemu_td_running: QemuTd) -> No
 def test_guests_reset_starts_it_anew(letter: str, hkids: Hkids, qemu_td_running: QemuTd) -> None:
     td = qemu_td_running
     assert counts(td) == [1, 1]
-    with resetting(td):
+    with resetting_stock(td):
         assert ask(td, letter) == "ready, 1 vCPUs"
     assert td.await_event("RESET")["data"] == {"guest": True, "reason": "guest-reset"}
     assert counts(td) == AFTER_RESET
