@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -54,6 +55,14 @@ def hotplug(tdx_host: TdxHost, tdx_cleanup: ExitStack, whole_machine: Callable[[
     found = Cpus.online_now(tdx_host.agent)
     tdx_cleanup.callback(found.restore)
     return found
+
+
+@pytest.fixture
+def migration_file(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> str:
+    """The URI of a file on the host to which QEMU can migrate a guest."""
+    path = f"/tmp/tdx-e2e-{secrets.token_hex(4)}"
+    tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-f", path)
+    return f"file:{path}"
 
 
 @pytest.fixture

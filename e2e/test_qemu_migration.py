@@ -7,9 +7,8 @@ HKID.  Sources: migration/options.c and migration/migration.c of QEMU 11.1.
 
 from __future__ import annotations
 
-import secrets
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from fixtures.findings import shows
 from fixtures.guests.moving import OTHER_MODES, PAUSE, PAUSED, PLAIN_CAPABILITIES, Move, set_mode
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import PLAIN, QemuTds
-from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError, QmpGone
 from fixtures.qemu.td_command import FIXED_CLOCK
@@ -27,14 +25,6 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 INVTSC = "invtsc"
 """Found in the reason for which no QEMU migrates a guest with such a clock."""
-
-
-@pytest.fixture
-def target(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> str:
-    """The URI of a file on the host to migrate to."""
-    path = f"/tmp/tdx-e2e-{secrets.token_hex(4)}"
-    tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-f", path)
-    return f"file:{path}"
 
 
 def channel(kind: str) -> dict[str, Any]:
@@ -65,10 +55,12 @@ def test_says_why_it_cannot_be_migrated(qemu_td: QemuTd) -> None:
 
 
 @pytest.mark.parametrize("mode", OTHER_MODES)
-def test_is_refused_with_a_reason_and_goes_on(mode: str, target: str, hkids: Hkids, qemu_td: QemuTd) -> None:
+def test_is_refused_with_a_reason_and_goes_on(
+    mode: str, migration_file: str, hkids: Hkids, qemu_td: QemuTd
+) -> None:
     choose(qemu_td, mode)
     with pytest.raises(QmpError, match=INVTSC):
-        qemu_td.execute("migrate", uri=target)
+        qemu_td.execute("migrate", uri=migration_file)
     assert qemu_td.status == "prelaunch"
     assert hkids.taken == 1
 
@@ -87,25 +79,25 @@ def test_cpr_transfer_is_refused_with_a_reason_and_it_goes_on(hkids: Hkids, qemu
 @pytest.mark.tdx_finding("Q6", qemu=("11.1",))
 @pytest.mark.parametrize("mode", OTHER_MODES)
 def test_outlives_a_migration_that_nothing_blocks(
-    mode: str, target: str, hkids: Hkids, qemu_tds: QemuTds
+    mode: str, migration_file: str, hkids: Hkids, qemu_tds: QemuTds
 ) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     choose(td, mode)
     # A refusal is as good as a failure.
     with shows("Q6", QmpGone), suppress(QmpError):
-        assert finish(td, uri=target) == "failed"
+        assert finish(td, uri=migration_file) == "failed"
     assert td.status == "prelaunch"
     assert hkids.taken == 1
 
 
 @pytest.mark.parametrize("mode", OTHER_MODES)
 def test_hkid_comes_back_however_the_migration_ends(
-    mode: str, target: str, hkids: Hkids, qemu_tds: QemuTds
+    mode: str, migration_file: str, hkids: Hkids, qemu_tds: QemuTds
 ) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK)
     choose(td, mode)
     with suppress(QmpError, QmpGone):
-        finish(td, uri=target)
+        finish(td, uri=migration_file)
     td.close()
     assert hkids.taken == 0
 
@@ -130,11 +122,11 @@ def test_cpr_transfer_of_memory_in_files_names_what_it_cannot_take(hkids: Hkids,
 
 
 @pytest.mark.tdx_finding("Q6", qemu=("11.1",))
-def test_outlives_cpr_exec_with_memory_in_files(target: str, hkids: Hkids, qemu_tds: QemuTds) -> None:
+def test_outlives_cpr_exec_with_memory_in_files(migration_file: str, hkids: Hkids, qemu_tds: QemuTds) -> None:
     td = qemu_tds.start(cpu=FIXED_CLOCK, movable=True)
     choose(td, "cpr-exec")
     with shows("Q6", QmpGone), suppress(QmpError):
-        assert finish(td, uri=target) == "failed"
+        assert finish(td, uri=migration_file) == "failed"
     assert td.status == "prelaunch"
     assert hkids.taken == 1
 

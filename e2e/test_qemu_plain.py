@@ -7,12 +7,10 @@ migration/migration.c of QEMU, images/qemu/patches.
 
 from __future__ import annotations
 
-import secrets
 import signal
 import struct
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -22,7 +20,6 @@ from fixtures.guests import unnamed
 from fixtures.guests.moving import PAUSE, PAUSED, PLAIN_CAPABILITIES, Move, moved, set_capabilities, set_mode
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
-from fixtures.host.base import TdxHost
 from fixtures.paths import QEMU
 
 PLAIN: dict[str, Any] = {"guest": None, "firmware": "/usr/share/seabios/bios-256k.bin"}
@@ -40,14 +37,6 @@ SELECT, READ = 1 << 3, 1 << 1
 SIGNATURE = b"QEMU"
 """Item 0 of fw_cfg."""
 REQUEST = struct.pack(">IIQ", SELECT | READ, len(SIGNATURE), WHERE)
-
-
-@pytest.fixture
-def saved(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> str:
-    """The URI of a file on the host for the guest's state."""
-    path = f"/tmp/tdx-e2e-{secrets.token_hex(4)}"
-    tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-f", path)
-    return f"file:{path}"
 
 
 def start(tds: QemuTds, content: bytes, *extra_args: str, **changes: Any) -> QemuTd:
@@ -103,23 +92,25 @@ def await_status(guest: QemuTd, status: str) -> None:
 
 @pytest.mark.parametrize("mode", ["normal", "cpr-reboot"])
 @pytest.mark.parametrize("ours", ["both", "source", "destination"])
-def test_goes_on_from_a_file_with_its_memory(ours: str, mode: str, saved: str, movable_tds: QemuTds) -> None:
+def test_goes_on_from_a_file_with_its_memory(
+    ours: str, mode: str, migration_file: str, movable_tds: QemuTds
+) -> None:
     """The other side is a stock QEMU."""
     moving = movable_tds.spec.binary
     first, second = (moving if ours in ("both", side) else QEMU for side in ("source", "destination"))
     source = start(movable_tds, VALUE, binary=first)
-    save(source, saved, mode)
+    save(source, migration_file, mode)
     await_status(source, "completed")
-    assert memory_at(load(movable_tds, saved, mode, binary=second), CONTENT) == VALUE
+    assert memory_at(load(movable_tds, migration_file, mode, binary=second), CONTENT) == VALUE
 
 
 @pytest.mark.parametrize("capabilities", [(), ("x-ignore-shared",)], ids=["usual", "without-shared-memory"])
 def test_what_a_device_writes_when_memory_was_sent_is_sent_again(
-    capabilities: tuple[str, ...], saved: str, movable_tds: QemuTds
+    capabilities: tuple[str, ...], migration_file: str, movable_tds: QemuTds
 ) -> None:
     """The device is fw_cfg, which fetches its request from memory and writes its item there."""
     source = start(movable_tds, REQUEST)
-    save(source, saved, "normal", *capabilities, PAUSE)
+    save(source, migration_file, "normal", *capabilities, PAUSE)
     await_status(source, PAUSED)
     address = int.from_bytes(CONTENT.to_bytes(4, "big"), "little")
     monitor(source, f"o/w {FW_CFG_DMA:#x} {address:#x}")
@@ -127,7 +118,7 @@ def test_what_a_device_writes_when_memory_was_sent_is_sent_again(
     assert written[: len(SIGNATURE)] == SIGNATURE
     source.execute("migrate-continue", state=PAUSED)
     await_status(source, "completed")
-    assert memory_at(load(movable_tds, saved, "normal", *capabilities), WHERE) == written
+    assert memory_at(load(movable_tds, migration_file, "normal", *capabilities), WHERE) == written
 
 
 # transferred
