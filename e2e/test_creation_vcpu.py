@@ -35,7 +35,6 @@ AVX2, PKU = 1 << 5, 1 << 3
 OSXSAVE, OSPKE = 1 << 27, 1 << 4
 XSTATE = 0xD
 DISABLE_EXITS_HLT = 1 << 1
-KVM_MP_STATE_HALTED = 3
 
 
 @pytest.fixture
@@ -157,7 +156,7 @@ def test_vcpu_runs_once_user_space_has_made_it_runnable_again(
     td_created.td.enable_cap(Cap.X86_DISABLE_EXITS, disabled)
     built = td_created.init().add_vcpus().populate(Region.firmware(payloads["count"])).finalize()
     vcpu = built.vcpus[0]
-    for state in (KVM_MP_STATE_HALTED, MpStateValue.RUNNABLE):
+    for state in (MpStateValue.HALTED, MpStateValue.RUNNABLE):
         vcpu.worker.call(commands.set_mp_state(vcpu.fd, state))
         assert vcpu.mp_state() == state
     assert output.numbers(vcpu, 2) == [1, output.COMMON | 1]

@@ -15,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from e2e.faults import INVALID, NO_ENTROPY, RETRIES, fault, no_entropy
 from e2e.findings import F2
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import until
-from fixtures.errors import KernelUnderTestError
 from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
@@ -42,30 +42,12 @@ from fixtures.softseam.truth import Truth
 TWO_PACKAGES = pytest.mark.tdx_host(cpus=4, sockets=2)
 INJECTED = pytest.mark.tdx_needs("misc-cgroup", "seamcall-fault-injection")
 
-RETRIES = 10
-"""Number of times that Linux makes a SEAMCALL that finds no entropy (``RDRAND_RETRY_LOOPS``)."""
-
 RECLAIM = "TDH.PHYMEM.PAGE.RECLAIM"
 BUSY = inject.TDX_OPERAND_BUSY
-INVALID = inject.TDX_OPERAND_INVALID | 1
 NOT_READY = inject.TDX_SYS_NOT_READY
-NO_ENTROPY = inject.TDX_RND_NO_ENTROPY
 NAMES = {BUSY: "busy", INVALID: "invalid", NOT_READY: "not-ready", NO_ENTROPY: "no-entropy"}
 
 warns = pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+")
-
-
-@contextmanager
-def fault(host: TdxHost, *injections: Injection) -> Iterator[None]:
-    """Arm faults for the block, in which the kernel has to run into all of them.
-
-    :raises KernelUnderTestError: the kernel did not make the calls.
-    """
-    with inject.armed(host.agent.files, *injections):
-        yield
-        left = inject.still_armed(host.agent.files)
-    if left:
-        raise KernelUnderTestError(f"the kernel never came to {left}")
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +59,6 @@ def host_goes_on(owner: Worker, tdx_cleanup: ExitStack, payloads: Mapping[str, b
 def make_and_run(worker: Worker, counting: bytes) -> None:
     with build.finalized(worker, counting) as built:
         assert output.numbers(built.vcpus[0], 1) == [1]
-
-
-def no_entropy(*leaves: str, times: int = RETRIES) -> tuple[Injection, ...]:
-    return tuple(Injection(leaf, count=times, code=NO_ENTROPY) for leaf in leaves)
 
 
 def each_failure(codes: dict[str, tuple[int, ...]]) -> pytest.MarkDecorator:

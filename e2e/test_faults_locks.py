@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 
+from e2e.faults import INVALID, fault, no_entropy
 from fixtures.agent import syscalls
 from fixtures.agent.call import batch_call
 from fixtures.agent.client import Worker
@@ -21,7 +22,6 @@ from fixtures.host.hkids import Hkids
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
-from fixtures.softseam import inject
 from fixtures.softseam.inject import Injection
 
 pytestmark = [
@@ -29,10 +29,7 @@ pytestmark = [
     pytest.mark.tdx_needs("misc-cgroup", "cpu-hotplug", "seamcall-fault-injection"),
 ]
 
-INVALID = inject.TDX_OPERAND_INVALID | 1
 WARNS = pytest.mark.tdx_splat_expected(r"WARNING: arch/x86/kvm/vmx/tdx\.[ch]:\d+")
-RETRIES = 10
-"""Number of times that Linux makes a SEAMCALL that finds no entropy (``RDRAND_RETRY_LOOPS``)."""
 
 
 def goes_and_comes(worker: Worker, cpu: int) -> bool:
@@ -47,18 +44,14 @@ def goes_and_comes(worker: Worker, cpu: int) -> bool:
     return True
 
 
-def no_entropy(leaf: str) -> Injection:
-    return Injection(leaf, count=RETRIES, code=inject.TDX_RND_NO_ENTROPY)
-
-
 @pytest.mark.parametrize(
     "failure",
     [
         pytest.param(Injection("TDH.MNG.CREATE", code=INVALID), marks=WARNS, id="create"),
-        pytest.param(no_entropy("TDH.MNG.CREATE"), id="create-no-entropy"),
+        pytest.param(*no_entropy("TDH.MNG.CREATE"), id="create-no-entropy"),
         pytest.param(Injection("TDH.MNG.KEY.CONFIG", code=INVALID), marks=WARNS, id="key-config"),
         pytest.param(Injection("TDH.MNG.ADDCX", code=INVALID), marks=WARNS, id="addcx"),
-        pytest.param(no_entropy("TDH.MNG.ADDCX"), id="addcx-no-entropy"),
+        pytest.param(*no_entropy("TDH.MNG.ADDCX"), id="addcx-no-entropy"),
         pytest.param(Injection("TDH.MNG.INIT", code=INVALID), id="init"),
     ],
 )
@@ -66,9 +59,8 @@ def test_cpu_goes_and_comes_after_an_init_vm_that_failed(
     failure: Injection, tdx_host: TdxHost, kvm: Kvm, hkids: Hkids, hotplug: Cpus
 ) -> None:
     params = default_params(kvm.worker)
-    with kvm.create_td() as td, inject.armed(tdx_host.agent.files, failure):
+    with kvm.create_td() as td, fault(tdx_host, failure):
         assert errno_of(lambda: td.init_vm(params))
-        assert not inject.still_armed(tdx_host.agent.files)
     assert goes_and_comes(kvm.worker, max(hotplug.all)), "whoever changes the CPUs waits for ever"
     with kvm.create_td() as another:
         another.init_vm(params)

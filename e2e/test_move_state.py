@@ -30,7 +30,7 @@ from fixtures.guests.running import halted, once
 from fixtures.guests.timer import Mode
 from fixtures.host.base import TdxHost
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.abi import PAGE_SIZE, MpStateValue
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.files import StatsFd
@@ -44,7 +44,6 @@ FIRST, SECOND = 0x61, 0x92
 """Vectors in different registers of the APIC."""
 MS = 1_000_000
 TIMERS = "/proc/timer_list"
-KVM_MP_STATE_HALTED = 3
 MSR_KVM_POLL_CONTROL, MSR_MTRR_DEF_TYPE = 0x4B564D05, 0x2FF
 KICK_CPU = 5
 """A hypercall of KVM: make a vCPU of an APIC id go on."""
@@ -287,7 +286,7 @@ def test_vcpu_that_halts_sleeps_on(launch: Launch, tdx_cleanup: ExitStack) -> No
     assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
     built = move_from(source, to=destination_of(source, tdx_cleanup))
     (vcpu,) = built.vcpus
-    assert vcpu.mp_state() == KVM_MP_STATE_HALTED
+    assert vcpu.mp_state() == MpStateValue.HALTED
     running = once(vcpu, halted, vcpu.start)
     assert built.td.signal_msi(INTERRUPT_VECTOR) == 1
     assert output.number_of(running.result()) == 2

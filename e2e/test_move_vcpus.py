@@ -16,14 +16,11 @@ from e2e.moves import MOVES, count, counted, destination_of
 from fixtures.agent.client import Worker
 from fixtures.guests.launch import Launch
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import Cap, Request
-from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.abi import MSR_IA32_APICBASE_BSP, Cap, MpStateValue
+from fixtures.kvm.build import Region
 from fixtures.kvm.move import link_memory, move_from
 
 pytestmark = MOVES
-
-MSR_APIC_BASE, APIC_BASE_BSP = 0x1B, 1 << 8
-KVM_MP_STATE_UNINITIALIZED = 1
 
 
 def test_vcpus_are_those_of_the_same_id(launch: Launch, tdx_cleanup: ExitStack) -> None:
@@ -53,7 +50,7 @@ def test_vcpu_that_was_never_initialized_stays_so(
     second = tdx_cleanup.enter_context(built.td.create_vcpu(1))
     move_from(source, to=built)
     assert count(built) == counted(2)
-    assert second.mp_state() == KVM_MP_STATE_UNINITIALIZED
+    assert second.mp_state() == MpStateValue.UNINITIALIZED
 
 
 @pytest.mark.tdx_host(cpus=2)
@@ -62,15 +59,12 @@ def test_boot_cpu_is_that_of_the_td(
 ) -> None:
     """The destination chose none."""
     source = tdx_cleanup.enter_context(build.created(owner))
-    owner.call(commands.ioctl(source.td.fd, Request.KVM_SET_BOOT_CPU_ID, 1))
+    owner.call(commands.set_boot_cpu_id(source.td.fd, 1))
     source.init().add_vcpus(2).populate(Region.firmware(payloads["count"])).finalize()
-
-    def bases(built: Assembly) -> list[int]:
-        return [owner.call(commands.get_msrs(vcpu.fd, MSR_APIC_BASE))[MSR_APIC_BASE] for vcpu in built.vcpus]
-
-    before = bases(source)
-    assert [bool(base & APIC_BASE_BSP) for base in before] == [False, True]
-    assert bases(move_from(source, to=destination_of(source, tdx_cleanup))) == before
+    before = [vcpu.apic_base() for vcpu in source.vcpus]
+    assert [bool(base & MSR_IA32_APICBASE_BSP) for base in before] == [False, True]
+    built = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert [vcpu.apic_base() for vcpu in built.vcpus] == before
 
 
 @pytest.mark.tdx_host(cpus=2)

@@ -21,14 +21,7 @@ from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
-from fixtures.guests.moving import (
-    MODE,
-    PLAIN_CAPABILITIES,
-    TAKE_OVER,
-    Move,
-    moved,
-    set_mode,
-)
+from fixtures.guests.moving import MODE, PLAIN_CAPABILITIES, TAKE_OVER, Move, moved, set_mode
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds

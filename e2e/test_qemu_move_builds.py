@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pytest
 
+from e2e.moves import MOVES
 from fixtures.guests.moving import TAKE_OVER, Move, moved
 from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.qemu_tds import PLAIN, QemuTds
@@ -21,9 +22,7 @@ from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = [
-    pytest.mark.tdx_offers("move"),
-    pytest.mark.usefixtures("td_move"),
-    pytest.mark.tdx_needs("misc-cgroup"),
+    *MOVES,
     # The first test that needs the later build may have to compile it.
     pytest.mark.timeout(900),
 ]

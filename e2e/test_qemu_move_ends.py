@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from e2e.moves import MOVES
 from e2e.races import on
 from fixtures.agent import syscalls
 from fixtures.errors import HarnessError
@@ -27,11 +28,7 @@ from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import QMP
 from fixtures.softseam.hold import held
 
-pytestmark = [
-    pytest.mark.tdx_offers("move"),
-    pytest.mark.usefixtures("td_move"),
-    pytest.mark.tdx_needs("misc-cgroup"),
-]
+pytestmark = MOVES
 
 
 MIGRATING = "mig/src/main\n"

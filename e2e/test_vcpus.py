@@ -18,7 +18,7 @@ from fixtures.contracts.promises import Contract, Promise, Refusal, Sizes
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import PAGE_SIZE, Cap, Request
+from fixtures.kvm.abi import MSR_IA32_APICBASE_BSP, PAGE_SIZE, Cap
 from fixtures.kvm.build import Assembly, Stage
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
@@ -30,8 +30,6 @@ from fixtures.softseam.truth import Truth
 
 GETRLIMIT, SETRLIMIT = 97, 160
 """Numbers of system calls of x86-64."""
-
-APIC_BASE, APIC_BASE_BSP = 0x1B, 1 << 8
 
 STAGES = [stage for stage in Stage if stage != Stage.NOTHING]
 one_and_two_packages = pytest.mark.parametrize(
@@ -252,15 +250,14 @@ def test_boot_cpu_is_the_one_with_the_chosen_id(chosen: int | None, td_created: 
     """It is vCPU 0 if none was chosen, and not the one that was created first."""
     td = td_created.td
     if chosen is not None:
-        td.worker.call(commands.ioctl(td.fd, Request.KVM_SET_BOOT_CPU_ID, chosen))
+        td.worker.call(commands.set_boot_cpu_id(td.fd, chosen))
     td_created.init()
     flags = {}
     for ident in (1, 0):
         vcpu = td.create_vcpu(ident)
         vcpu.set_cpuid2()
         vcpu.init_vcpu()
-        value = td.worker.call(commands.get_msrs(vcpu.fd, APIC_BASE))[APIC_BASE]
-        flags[ident] = bool(value & APIC_BASE_BSP)
+        flags[ident] = bool(vcpu.apic_base() & MSR_IA32_APICBASE_BSP)
     assert flags == {ident: ident == (chosen or 0) for ident in flags}
 
 

@@ -230,11 +230,13 @@ static void say_msrs(char letter, u64 vcpu)
 {
 	u64 i;
 
-	order = vcpu ? letter : 0;
-	while (order)
-		io(PORT_LSR, 1, 0, 0);
-	if (!vcpu)
+	if (vcpu) {
+		order = letter;
+		while (order)
+			io(PORT_LSR, 1, 0, 0);
+	} else {
 		do_msrs(letter, vcpu);
+	}
 	say_text("msrs");
 	for (i = 0; i < NR_MSRS; i++)
 		say_word(read[i].status ? " refused " : " ", read[i].value);
