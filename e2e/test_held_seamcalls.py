@@ -91,16 +91,18 @@ def errors_of(
     return lasts, [error_of(job.worker, partial(job.result().__getitem__, 1)) for job in jobs]
 
 
-def hold_in_races(race: Race, host: TdxHost, owner: Worker, most: int) -> list[int]:
+def hold_in_races(race: Race, host: TdxHost, owner: Worker, most: int, foremost: str = "") -> list[int]:
     """Let each request of a race be the first in turn, and its SEAMCALLs last in turn.
 
     :param most: number of SEAMCALLs of each request that have to last.
+    :param foremost: the leaf that lasts before any other.
     :returns: how many of each request lasted.
     """
     allowed = orders(race, owner)
     lasted = [0] * len(race.requests)
     for first in range(len(race.requests)):
-        for leaf in leaves_of_request(race, first, host, owner):
+        leaves = leaves_of_request(race, first, host, owner)
+        for leaf in sorted(leaves, key=foremost.__ne__):
             if lasted[first] == most:
                 break
             with prepared(race, owner) as requests:
@@ -153,8 +155,10 @@ def test_td_is_finalized_while_a_hole_takes_memory(tdx_host: TdxHost, owner: Wor
 def test_page_is_measured_while_a_hole_takes_other_memory(
     tdx_host: TdxHost, owner: Worker, hkids: Hkids
 ) -> None:
-    with shows("F35", AssertionError, match=r"while TDH\.(MR\.EXTEND|MEM\.)"):
-        lasted = hold_in_races(HOLE_AND_PAGE_ELSEWHERE, tdx_host, owner, ALL)
+    # While TDH.MR.EXTEND lasts the hole fails for sure, of which user space is not told; while another
+    # leaf does, it is by chance who meets whom afterwards.
+    with shows("F35", AssertionError, match=rf"^\({errno.EIO}, 0\) while TDH\."):
+        lasted = hold_in_races(HOLE_AND_PAGE_ELSEWHERE, tdx_host, owner, ALL, foremost="TDH.MR.EXTEND")
     assert all(lasted)
     assert hkids.taken == 0
 
