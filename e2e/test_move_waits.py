@@ -18,6 +18,7 @@ import pytest
 from e2e.moves import MOVES, count, counted, destination_of
 from e2e.races import error_of, on
 from fixtures.agent.call import Call
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
@@ -26,7 +27,7 @@ from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import all_begun, begun, halted, once
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm import commands
+from fixtures.kvm import build, commands
 from fixtures.kvm.abi import KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
 from fixtures.kvm.build import Region
 from fixtures.kvm.errors import errno_of
@@ -133,6 +134,46 @@ def test_requests_that_wait_for_a_move_find_the_source_dead(
     found = [error_of(worker, partial(job.result().__getitem__, 1)) for job in waiting]
     assert found == [errno.EIO] * len(requests)
     assert count(destination) == counted(2)
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_destination_that_becomes_a_td_while_the_move_waits_for_it_stays_that(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
+) -> None:
+    source = launch("count")
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    worker, params = source.worker, source.td.default_params()
+    with held(tdx_host.agent.files, "TDH.MNG.CREATE", cpu=1) as hold:
+        initializing = worker.start(on([1], commands.init_vm(destination.td.fd, params)))
+        assert hold.reached(initializing.done)
+        moving = begun(worker, commands.move_from(destination.td.fd, source.td.fd))
+        assert not moving.done()
+    assert initializing.result().complete
+    assert errno_of(moving.result) == contract.errno(Refusal.MOVE_INITIALIZED)
+    assert count(source) == counted(2)
+    assert hkids.taken == 2
+    destination.close()
+    assert hkids.taken == 1
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_source_that_is_finalized_while_the_move_waits_for_it_is_moved(
+    tdx_host: TdxHost, owner: Worker, tdx_cleanup: ExitStack, hkids: Hkids
+) -> None:
+    source = tdx_cleanup.enter_context(build.populated(owner))
+    destination = destination_of(source, tdx_cleanup)
+    with held(tdx_host.agent.files, "TDH.MR.FINALIZE", cpu=1) as hold:
+        finalizing = owner.start(on([1], commands.finalize_vm(source.td.fd)))
+        assert hold.reached(finalizing.done)
+        moving = begun(owner, commands.move_from(destination.td.fd, source.td.fd))
+        assert not moving.done()
+    assert finalizing.result().complete
+    moving.result()
+    source.close()
+    assert hkids.taken == 1
+    destination.close()
+    assert hkids.taken == 0
 
 
 @pytest.mark.tdx_needs("late-memory")

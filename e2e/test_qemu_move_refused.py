@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from e2e.qemu_moves import assert_goes_on
 from e2e.resets import resetting
-from fixtures.cgroup import Cgroup
 from fixtures.deadline import until
 from fixtures.errors import DeadlineExceeded
 from fixtures.guests.ghci import INVALID_OPERAND, RETRY
@@ -37,7 +37,6 @@ from fixtures.guests.qemu_td import QemuTd, complaints
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.quotes import QuoteService
 from fixtures.guests.typed import AFTER_RESET, ask, counts
-from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.qemu.errors import QmpError
 from fixtures.qemu.td_command import FIXED_CLOCK
@@ -46,15 +45,6 @@ pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 NOT_FOR_TDS = "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM is not for TDs"
 QUOTE_IN_FLIGHT = "waits for a quote cannot be migrated"
-
-
-def assert_goes_on(td: QemuTd, step: int, *, stopped: bool) -> None:
-    """Require that the TD counts on, and that the migration stopped it for a moment, or never."""
-    until(lambda: td.status != "finish-migrate", "QEMU to decide who has the guest")
-    assert td.status == "running"
-    assert counts(td) == [step, step]
-    seen = [event["event"] for event in td.events if event["event"] in ("STOP", "RESUME")]
-    assert seen == (["STOP", "RESUME"] if stopped else [])
 
 
 def waits_for_a_quote(td: QemuTd) -> bool:
@@ -86,11 +76,11 @@ def test_clock_that_goes_on_in_no_other_host_is_one_more_reason(movable_tds: Qem
     """A host that was rebooted is another one, as its clock begins anew."""
     source = movable_tds.start(cpu="host")
     blocked = {}
-    for mode in ("normal", "cpr-reboot", MODE):
+    for mode in (*OTHER_MODES, MODE):
         set_mode(source, mode)
         reasons = source.execute("query-migrate").get("blocked-reasons", [])
         blocked[mode] = any("invtsc" in reason for reason in reasons)
-    assert blocked == {"normal": True, "cpr-reboot": True, MODE: False}
+    assert blocked == {"normal": True, "cpr-reboot": True, "cpr-exec": False, MODE: False}
 
 
 @pytest.mark.tdx_offers("move")
@@ -343,30 +333,3 @@ def test_destination_that_is_not_like_the_source(name: str, hkids: Hkids, movabl
     again = moved(source, movable_tds.destination(source))
     assert counts(again) == [3, 3]
     assert hkids.taken == 1
-
-
-# by the kernel, when all has been loaded
-
-
-@pytest.mark.tdx_offers("move")
-@pytest.mark.usefixtures("td_move")
-def test_cgroup_of_the_destination_that_is_at_its_limit(
-    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, hkids: Hkids, movable_tds: QemuTds
-) -> None:
-    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
-    source = movable_tds.run()
-    tdx_cgroup.set_max(0)
-    before = source.open_files
-    destination = movable_tds.destination(source, worker)
-    assert Move(source, destination).end() == "failed"
-    assert destination.wait() == 1
-    assert "KVM does not move the TD: Device or resource busy" in destination.output
-    assert "misc.max" in destination.output
-    assert_goes_on(source, 1, stopped=True)
-    assert (tdx_cgroup.current, tdx_cgroup.events_local, hkids.taken) == (0, 1, 1)
-    assert source.open_files == before
-    source.execute("migrate_cancel")
-    tdx_cgroup.set_max(1)
-    again = moved(source, movable_tds.destination(source, worker))
-    assert counts(again) == [2, 2]
-    assert (tdx_cgroup.current, hkids.taken) == (1, 1)
