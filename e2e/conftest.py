@@ -61,7 +61,7 @@ def hotplug(tdx_host: TdxHost, tdx_cleanup: ExitStack, whole_machine: Callable[[
 def migration_file(tdx_host: TdxHost, tdx_cleanup: ExitStack) -> str:
     """The URI of a file on the host to which QEMU can migrate a guest."""
     path = f"/tmp/tdx-e2e-{secrets.token_hex(4)}"
-    tdx_cleanup.callback(tdx_host.agent.files.run, "rm", "-f", path)
+    tdx_cleanup.callback(tdx_host.agent.files.remove, path)
     return f"file:{path}"
 
 

@@ -54,7 +54,7 @@ def disk(tdx_host: TdxHost) -> Iterator[tuple[str, ...]]:
     tdx_host.agent.files.run("truncate", "-s", "16M", path)
     backend = ("-blockdev", f"driver=raw,node-name=disk,file.driver=file,file.filename={path}")
     yield *backend, "-device", "virtio-blk-pci,drive=disk"
-    tdx_host.agent.files.run("rm", "-f", path)
+    tdx_host.agent.files.remove(path)
 
 
 @pytest.mark.parametrize("moves", [3, pytest.param(10, marks=pytest.mark.slow)])

@@ -157,7 +157,7 @@ def test_dump_has_shared_memory_and_no_secret(command: str, tdx_host: TdxHost, b
     try:
         found = {text: lines_with(tdx_host, text, path) for text in (TEXT, HIDDEN)}
     finally:
-        tdx_host.agent.files.run("rm", path)
+        tdx_host.agent.files.remove(path)
     assert found[TEXT] > 0
     assert found[HIDDEN] == 0
     secret.signal(15)

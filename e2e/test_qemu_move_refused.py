@@ -226,10 +226,21 @@ def test_quote_that_is_asked_for_during_a_move_is_to_be_asked_for_again(
     destination.program.signal(signal.SIGSTOP)
     move = Move(source, destination)
     assert [ask(source, "q"), ask(source, "q")] == [f"quote {RETRY}"] * 2
+    assert ask(source, "w") == "quote 0", "what is not worked on is not in flight"
     destination.program.signal(signal.SIGCONT)
     destination.connect()
     assert move.end() == "completed"
     assert ask(destination, "q") == "quote 0"
+
+
+@pytest.mark.tdx_offers("move")
+@pytest.mark.usefixtures("td_move")
+def test_quote_is_answered_where_a_move_is_only_prepared(quotes: QuoteService, movable_tds: QemuTds) -> None:
+    source = movable_tds.run(**quotes.change)
+    set_capabilities(source, dict.fromkeys(CAPABILITIES, True))
+    set_mode(source, MODE)
+    quotes.ask(source).answer(b"a quote")
+    assert ask(source, "w") == "quote 0"
 
 
 @pytest.mark.tdx_offers("move")

@@ -14,6 +14,7 @@ from fixtures.deadline import Deadline, until
 from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.guests.dump import shared_memory
+from fixtures.guests.ghci import RETRY
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
@@ -25,6 +26,9 @@ from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.qemu.errors import QmpError, QmpGone
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
+
+MOST_QUOTES = 16
+"""TDX_MAX_GET_QUOTE_REQUEST in target/i386/kvm/tdx.c."""
 
 
 def test_guest_says_how_many_vcpus_it_has(hkids: Hkids, qemu_tds: QemuTds) -> None:
@@ -221,6 +225,19 @@ def test_guest_that_does_not_want_it_is_not_interrupted(qemu_tds: QemuTds, quote
     quotes.ask(td).answer(b"a quote")
     assert ask(td, "w") == "quote 0"
     assert ask(td, "i") == "notified 0"
+
+
+def test_seventeenth_quote_in_flight_is_to_be_asked_for_again(
+    qemu_tds: QemuTds, quotes: QuoteService
+) -> None:
+    td = qemu_tds.run(**quotes.change)
+    requests = [quotes.ask(td) for _ in range(MOST_QUOTES)]
+    assert ask(td, "q") == f"quote {RETRY}"
+    assert ask(td, "w") == "quote 0", "what is not worked on is not in flight"
+    requests.pop().answer(b"a quote")
+    quotes.ask(td).answer(b"a quote")
+    for request in requests:
+        request.hang_up()
 
 
 # beside others

@@ -16,7 +16,7 @@
  *    "quote STATUS OF-THE-REQUEST" (GHCI: all ones is in flight);
  *    b: asks in the last page of 64 MiB, which is shared, and in the next, where there is no memory: what is to be
  *    read begins in the one and ends in the other; "quote STATUS";
- * M: writes MSRs that KVM emulates (MTRRs, a machine check bank, MISC_ENABLE and KVM's poll control), and prints
+ * M: writes MSRs that KVM emulates (MTRRs, machine check banks, MISC_ENABLE and KVM's poll control), and prints
  *    them like v; v: "msrs VALUE…"; W and V: the same of vCPU 1, with other values;
  * n: asks for an interrupt when a quote is done; "notify STATUS"; i: how many came; "notified COUNT";
  * f: reports a fatal error, code 0xdead0000, text "payload"; F: with the address of a page that says more;
@@ -55,11 +55,9 @@
 #define MAX_VCPUS	8
 
 #define MSR_MISC_ENABLE		0x1a0
-#define MSR_MTRR_PHYS_BASE7	0x20e
-#define MSR_MTRR_PHYS_MASK7	0x20f
-#define MSR_MTRR_FIX4K_F8000	0x26f
+#define MSR_MTRR_PHYS_BASE0	0x200
 #define MSR_MTRR_DEF_TYPE	0x2ff
-#define MSR_MC9_CTL		0x424
+#define MSR_MC0_CTL		0x400
 #define MSR_POLL_CONTROL	0x4b564d05
 
 #define VMCALL_GET_QUOTE	0x10002
@@ -77,21 +75,19 @@ struct quote_header {
 	u32 in_size, out_size;
 };
 
-#define NR_MSRS		7
-
-/* Values of vCPU 0 and 1 that none has after a reset */
-static const struct {
-	u32 index;
-	u64 values[2];
-} msrs[NR_MSRS] = {
-	{ MSR_MISC_ENABLE, { 0x1801, 0x1801 } },
-	{ MSR_MTRR_PHYS_BASE7, { 0x80000006, 0x40000006 } },
-	{ MSR_MTRR_PHYS_MASK7, { 0xf80000800, 0xfc0000800 } },
-	{ MSR_MTRR_FIX4K_F8000, { 0x0505050505050505, 0x0404040404040404 } },
-	{ MSR_MTRR_DEF_TYPE, { 0xc06, 0xc04 } },
-	{ MSR_MC9_CTL, { 0, 0 } },
-	{ MSR_POLL_CONTROL, { 0, 0 } },
+static const u32 fixed_mtrrs[] = {
+	0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
 };
+
+#define NR_FIXED	(sizeof(fixed_mtrrs) / sizeof(*fixed_mtrrs))
+#define NR_VARIABLE	8
+#define NR_BANKS	10
+#define NR_MSRS		(3 + NR_FIXED + 2 * NR_VARIABLE + NR_BANKS)
+
+static struct {
+	u32 index;
+	u64 value;
+} msrs[NR_MSRS];
 
 static volatile struct {
 	u64 status, value;
@@ -209,12 +205,41 @@ static void say_word(const char *text, u64 value)
 	say_number(value);
 }
 
+/* What none has after a reset; each MTRR of each vCPU gets a value of its own. */
+static void choose_msrs(u64 vcpu)
+{
+	static const u8 types[] = { 6, 5, 4, 1, 0 };
+	u64 n = 0, i;
+
+	msrs[n].index = MSR_MISC_ENABLE;
+	msrs[n++].value = 0x1801;
+	msrs[n].index = MSR_POLL_CONTROL;
+	msrs[n++].value = 0;
+	msrs[n].index = MSR_MTRR_DEF_TYPE;
+	msrs[n++].value = 0xc00 | types[2 * vcpu];
+	for (i = 0; i < NR_FIXED; i++) {
+		msrs[n].index = fixed_mtrrs[i];
+		msrs[n++].value = 0x0101010101010000 * types[vcpu] | types[i / 5] << 8 | types[i % 5];
+	}
+	for (i = 0; i < NR_VARIABLE; i++) {
+		msrs[n].index = MSR_MTRR_PHYS_BASE0 + 2 * i;
+		msrs[n++].value = (i + 1) << 28 | types[vcpu];
+		msrs[n].index = MSR_MTRR_PHYS_BASE0 + 2 * i + 1;
+		msrs[n++].value = 0xf00000800 | i << 28 | vcpu << 27;
+	}
+	for (i = 0; i < NR_BANKS; i++) {
+		msrs[n].index = MSR_MC0_CTL + 4 * i;
+		msrs[n++].value = 0;
+	}
+}
+
 static void do_msrs(char letter, u64 vcpu)
 {
 	u64 i;
 
+	choose_msrs(vcpu);
 	for (i = 0; letter == 'M' && i < NR_MSRS; i++) {
-		struct vmcall call = { VMCALL_WRMSR, msrs[i].index, msrs[i].values[vcpu], 0, 0 };
+		struct vmcall call = { VMCALL_WRMSR, msrs[i].index, msrs[i].value, 0, 0 };
 
 		vmcall(&call);
 	}
