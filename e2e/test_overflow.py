@@ -27,6 +27,8 @@ BASE = 0x100000
 PAGES = 4
 HUGE, MUCH = 1 << 34, 50
 """A size that takes a second page by page, and how much longer than one page it may take."""
+LASTING, ENOUGH = (1 << 28, 1 << 30, 1 << 32), 4
+"""Sizes of which one lasts for some signals at least."""
 SHARED = InitVmParams().shared_bit
 FILLED = b"\xa5"
 NOT_THERE_BEFORE = 0
@@ -172,6 +174,22 @@ def test_attributes_of_a_huge_range_take_as_long_as_there_are_any(ready: Assembl
     little = min(seconds(BASE + PAGE_SIZE) for _ in range(3))
     with shows("F21"):
         assert seconds(HUGE) < MUCH * little
+
+
+def test_signal_does_not_end_a_change_of_attributes(ready: Assembly) -> None:
+    """Only one that kills may: user space kicks a vCPU whose thread converts memory for it."""
+    signals = 0
+    for size in LASTING:
+        changing = ready.worker.start(
+            commands.set_memory_attributes(ready.td.fd, BASE, size, abi.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        )
+        signals = 0
+        while not changing.done():
+            signals += changing.interrupt()
+        changing.result()
+        if signals >= ENOUGH:
+            break
+    assert signals >= ENOUGH, "it does not last"
 
 
 SLOTS = {
