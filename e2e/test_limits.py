@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from fixtures import cgroup
 from fixtures.findings import shows
 from fixtures.host.base import TdxHost
+from fixtures.host.facts import MISC_CAPACITY
 from fixtures.host.nested import NestedHost
 from fixtures.kvm import build
 from fixtures.kvm.abi import Cap, VmType
@@ -70,10 +72,11 @@ def assert_works(host: NestedHost) -> None:
 
 
 def assert_off(host: NestedHost, line: str) -> None:
-    """TDX is off with this line, and KVM makes plain VMs."""
+    """TDX is off with this line, no cgroup counts HKIDs, and KVM makes plain VMs."""
     assert [text for text in lines_of(host) if re.search(line, text)]
     with host.agent.spawn() as worker, Kvm.open(worker) as kvm:
         assert not kvm.check_extension(Cap.VM_TYPES) & 1 << VmType.TDX
+        assert not cgroup.parse(host.agent.files.read_text(MISC_CAPACITY), cgroup.RESOURCE)
         with kvm.create_vm() as vm, vm.create_vcpu():
             pass
 

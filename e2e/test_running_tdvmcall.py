@@ -61,6 +61,8 @@ NEVER_PASS = {0: "RAX", 1: "RCX", 4: "RSP", 5: "RBP", **{bit: f"bit {bit}" for b
 RBP is among them only in a TD whose host has set NO_RBP_MOD, as KVM does: it would lose its own RBP.
 """
 PASS = 1 << 10 | 1 << 11
+TDVMCALLINFO_NOTIFY = 1 << 1
+"""GHCI 1.5: GetTdVmCallInfo with leaf 1, R11: SetupEventNotifyInterrupt."""
 OPERAND_INVALID_RCX = 0xC0000100 << 32 | 1
 
 
@@ -331,6 +333,14 @@ def test_handed_to_user_space_whose_answer_the_guest_gets(name: str, mailbox: Ma
     assert (found.number, found.data[: len(data)]) == (registers.r11, data)
     mailbox.vcpu.answer(found, ret=INVALID_OPERAND)
     assert mailbox.result().r10 == INVALID_OPERAND
+
+
+def test_capabilities_tell_that_user_space_answers_what_is_handed_to_it(mailbox: Mailbox) -> None:
+    """It tells the guest of these, who does not ask for what nobody answers."""
+    capabilities = mailbox.built.td.capabilities()
+    assert isinstance(mailbox.begin(HANDED_ON["notification"][0]), TdVmCallExit)
+    assert capabilities.by_user & TDVMCALLINFO_NOTIFY
+    assert not capabilities.by_user & capabilities.by_kernel
 
 
 def test_unsupported_when_user_space_says_nothing(mailbox: Mailbox) -> None:
