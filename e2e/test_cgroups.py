@@ -271,6 +271,26 @@ def test_refused_td_is_admitted_once_there_is_room(
 
 
 @books_wrong
+@pytest.mark.parametrize("new", [False, True], ids=["same-vm", "new-vm"])
+def test_refused_td_is_charged_to_the_cgroup_in_which_it_is_tried_again(
+    new: bool, family: Family, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    kvm = family.in_child
+    family.child.set_max(0)
+    td = tdx_cleanup.enter_context(kvm.create_td())
+    with refused(contract, Refusal.INIT_CGROUP_MAX):
+        td.init_vm()
+    kvm.worker.enter_cgroup(family.sibling.path)
+    late = tdx_cleanup.enter_context(kvm.create_td()) if new else td
+    late.init_vm()
+    with shows("F1"):
+        assert family.current == {"parent": 1, "child": 0, "sibling": 1}
+    late.close()
+    with shows("F1"):
+        assert family.current == {"parent": 0, "child": 0, "sibling": 0}
+
+
+@books_wrong
 @pytest.mark.parametrize(
     ("limited", "events"),
     [

@@ -298,6 +298,27 @@ def test_number_can_still_be_changed_after_an_init_vm_that_failed(
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("cap-lower")
 @pytest.mark.usefixtures("number_may_be_set")
+@pytest.mark.tdx_needs("misc-cgroup")
+def test_number_is_kept_by_an_init_vm_that_failed(
+    contract: Contract, prober: Prober, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    others = tdx_cleanup.enter_context(ExitStack())
+    td = tdx_cleanup.enter_context(prober.td())
+    td.enable_cap(Cap.MAX_VCPUS, 1)
+    with refused(contract, Refusal.INIT_NO_WIDTH):
+        td.init_vm(td.default_params().replace(cpuid=()))
+    assert td.check_extension(Cap.MAX_VCPUS) == 1
+    use_up(hkids, prober, others)
+    assert prober.init_for(td, 1) == Errno(contract.errno(Refusal.INIT_NO_HKID))
+    others.close()
+    assert td.check_extension(Cap.MAX_VCPUS) == 1
+    assert prober.init_for(td, 1) == OK
+    assert td.check_extension(Cap.MAX_VCPUS) == 1
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
 @pytest.mark.tdx_needs("seamcall-fault-injection")
 def test_number_that_comes_while_the_module_is_told_one_is_answered_as_one_that_comes_later(
     contract: Contract, prober: Prober, td: Td, tdx_host: TdxHost

@@ -17,7 +17,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import comes_true
 from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
-from fixtures.kvm.abi import Cap
+from fixtures.kvm.abi import Cap, MoveRole
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.move import move_from
 from fixtures.kvm.td import Td
@@ -96,6 +96,38 @@ def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
     move_from(source, to=destination)
     assert [group.current for group in pair] == [0, 1]
     assert count(destination) == counted(3)
+
+
+def test_move_that_is_refused_for_another_reason_is_tried_with_no_charge(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    destination.td.create_vcpu(1)
+    for limit in (0, 1):
+        pair[1].set_max(limit)
+        with refused(contract, Refusal.MOVE_OTHER_VCPUS):
+            move_from(source, to=destination)
+    assert (pair[1].current, pair[1].peak, pair[1].events_local) == (0, 0, 0)
+    assert count(source) == counted(2)
+
+
+def test_vm_whose_init_vm_failed_can_be_a_destination(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    def fail(td: Td) -> None:
+        right = td.default_params()
+        with refused(contract, Refusal.INIT_NO_WIDTH):
+            td.init_vm(right.replace(cpuid=()))
+        pair[1].set_max(0)
+        with refused(contract, Refusal.INIT_CGROUP_MAX):
+            td.init_vm(right)
+        pair[1].set_max(1)
+
+    source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup, begin=fail)
+    assert destination.td.check_extension(Cap.VM_MOVE_ENC_CONTEXT_FROM) == MoveRole.DESTINATION
+    move_from(source, to=destination)
+    assert [group.current for group in pair] == [0, 1]
+    assert count(destination) == counted(2)
 
 
 def test_destination_of_a_refused_move_keeps_its_own_number_of_vcpus(

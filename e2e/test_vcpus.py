@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -233,6 +233,23 @@ def test_id_out_of_range_is_refused(td: Td, contract: Contract) -> None:
     for ident in (td.check_extension(Cap.MAX_VCPU_ID), 1 << 31, 1 << 32, (1 << 32) + 1):
         with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
             td.create_vcpu(ident)
+
+
+@pytest.mark.parametrize("make", [build.created, build.initialized])
+def test_ids_can_be_limited_until_there_is_a_vcpu(
+    make: Callable[[Worker], Assembly], owner: Worker, contract: Contract
+) -> None:
+    highest = 4
+    with make(owner) as built:
+        for _ in range(2):
+            built.td.enable_cap(Cap.MAX_VCPU_ID, highest + 1)
+        if built.stage == Stage.CREATED:
+            built.init()
+        with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
+            built.td.create_vcpu(highest + 1)
+        built.td.create_vcpu(highest)
+        with refused(contract, Refusal.VCPU_IDS_LIMITED):
+            built.td.enable_cap(Cap.MAX_VCPU_ID, highest)
 
 
 @pytest.mark.tdx_needs("ground-truth")
