@@ -267,6 +267,20 @@ def test_nmis_that_wait_together_are_one(launch: Launch) -> None:
         assert vcpu.pending_nmis() == 0
 
 
+def test_events_with_a_pending_nmi_can_be_written_back(launch: Launch) -> None:
+    (vcpu,) = launch("nmi").vcpus
+    assert output.numbers(vcpu, 1) == [0]
+    none = vcpu.worker.call(commands.get_vcpu_events(vcpu.fd))
+    vcpu.nmi()
+    one = vcpu.worker.call(commands.get_vcpu_events(vcpu.fd))
+    assert (none.nmi_pending, one.nmi_pending) == (0, 1)
+    for events in (none, one):
+        vcpu.worker.call(commands.set_vcpu_events(vcpu.fd, events))
+        assert vcpu.pending_nmis() == events.nmi_pending
+    assert output.numbers(vcpu, 1) == [1 << 8 | 1]
+    assert vcpu.pending_nmis() == 0
+
+
 def test_nmi_waits_until_the_guest_has_asked_about_a_ve(launch: Launch) -> None:
     """A #VE in the NMI's handler would be a double fault otherwise."""
     (vcpu,) = launch("nmi", rcx=1).vcpus

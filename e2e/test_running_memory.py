@@ -23,6 +23,7 @@ from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit, MapGpaExit, MemoryFaultExit
+from fixtures.kvm.late import LateMemory
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import InitVmParams, MemorySlot
 from fixtures.softseam.truth import Truth
@@ -293,6 +294,26 @@ def test_shared_memory_is_added_where_it_was_missed_before(
     (after,) = guest.run([read_shared(ELSEWHERE)])
     with shows("F12"):
         assert (after.vector, after["rax"]) == (None, FROM_HOST)
+
+
+@pytest.mark.tdx_needs("late-memory")
+def test_shared_memory_that_comes_late_is_what_the_guest_finds(launch: Launch) -> None:
+    """KVM lets the vCPU sleep, and maps the page when it has come (``kvm_arch_async_page_ready``)."""
+    built = launch("execute")
+    guest = Executor(built)
+    with LateMemory.map(built.worker, PAGE_SIZE) as late:
+        built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, late.address))
+        guest.begin([read_shared(ELSEWHERE)])
+        reading = built.vcpus[0].start()
+        late.wanted()
+        late.give(FROM_HOST.to_bytes(4, "little"))
+        output.number_of(reading.result())
+        (again,) = guest.run([read_shared(ELSEWHERE)])
+        assert (again.vector, again["rax"]) == (None, FROM_HOST)
+        # There is no private page beside it.
+        found = guest.run_to_exit([load(ELSEWHERE)])
+    assert isinstance(found, MemoryFaultExit)
+    assert (found.gpa, found.private) == (ELSEWHERE, True)
 
 
 # memory whose changes are to be logged
