@@ -8,7 +8,8 @@ from typing import Any
 F1: dict[str, Any] = {
     "flavours": ("upstream",),
     "splat": r"WARNING: kernel/cgroup/misc\.c:\d+ at misc_cg_uncharge\+",
-    "ledger": rf"^cgroup \S+: 0 HKIDs in use before the test, {(1 << 64) - 1} after$",
+    # A few below zero.
+    "ledger": rf"^cgroup \S+: 0 HKIDs in use before the test, {(1 << 64) // 100}\d\d after$",
 }
 F2: dict[str, Any] = {
     "flavours": ("upstream",),

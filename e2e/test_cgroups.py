@@ -379,6 +379,16 @@ def test_limit_that_is_no_number_is_refused_and_changes_nothing(
     assert tdx_cgroup.max == 3
 
 
+@pytest.mark.parametrize("around", ["{}\n", "{} ", " {}", " {} \n"], ids=repr)
+def test_limit_is_taken_with_what_a_shell_writes_around_it(
+    around: str, tdx_host: TdxHost, tdx_cgroup: Cgroup
+) -> None:
+    for limit, value in (("3", 3), ("max", UNLIMITED)):
+        text = around.format(f"{RESOURCE} {limit}")
+        tdx_host.agent.files.write(f"{tdx_cgroup.path}/misc.max", text)
+        assert tdx_cgroup.max == value
+
+
 @pytest.mark.parametrize("limit", [1 << 20, 1 << 62], ids=hex)
 def test_limit_may_be_above_what_there_is(limit: int, member: Kvm, tdx_cgroup: Cgroup) -> None:
     """One configuration does for hosts of all sizes."""

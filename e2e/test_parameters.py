@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
+from e2e.findings import F1
+from fixtures import cgroup
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
+from fixtures.cgroup import Cgroup
+from fixtures.contracts.answers import refused
+from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.host import kvm_modules
 from fixtures.host.base import TdxHost
 from fixtures.host.cpus import Cpus
+from fixtures.host.facts import MISC_CAPACITY
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.abi import Cap, VmType
 from fixtures.kvm.device import Kvm
@@ -118,6 +125,38 @@ def test_td_runs_on_a_cpu_that_was_offline_when_kvm_was_loaded(
     owner.call(syscalls.affinity([stays]))
     hotplug.offline(late)
     assert output.read_line(built.vcpus[1]) == "hello from vCPU 1"
+
+
+@SWITCHES_MODULES
+def test_cgroups_tell_of_tds_after_kvm_is_unloaded(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack
+) -> None:
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    with Kvm.open(worker) as kvm, ExitStack() as tds:
+        for _ in range(2):
+            tds.enter_context(kvm.create_td()).init_vm()
+    unload(tdx_host)
+    assert not cgroup.parse(tdx_host.agent.files.read_text(MISC_CAPACITY), cgroup.RESOURCE)
+    assert (tdx_cgroup.current, tdx_cgroup.peak) == (0, 2)
+
+
+@SWITCHES_MODULES
+@pytest.mark.tdx_finding("F1", **F1)
+def test_cgroups_tell_of_refusals_after_kvm_is_unloaded(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    tdx_cgroup.set_max(0)
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    with Kvm.open(worker) as kvm, kvm.create_td() as td, refused(contract, Refusal.INIT_CGROUP_MAX):
+        td.init_vm()
+    unload(tdx_host)
+    assert (tdx_cgroup.events, tdx_cgroup.events_local) == (1, 1)
+
+
+def unload(host: TdxHost) -> None:
+    """Unload KVM's part for Intel."""
+    host.poison("KVM is not loaded")
+    assert host.agent.files.run("rmmod", "kvm_intel").returncode == 0
 
 
 def test_kvm_with_a_living_td_is_not_unloaded(tdx_host: TdxHost, launch: Launch, hkids: Hkids) -> None:

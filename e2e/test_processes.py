@@ -16,6 +16,7 @@ from e2e.races import error_of, on
 from fixtures.agent import syscalls
 from fixtures.agent.call import BatchResult, Call, Earlier, batch_call
 from fixtures.agent.client import Job, Worker
+from fixtures.cgroup import Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.findings import shows
@@ -35,7 +36,7 @@ from fixtures.kvm.td import Td
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
 RACERS = 4
-ROUNDS = 6
+ROUNDS, MANY_ROUNDS = 6, 30
 
 # killed
 
@@ -191,6 +192,24 @@ def test_one_of_several_processes_gets_the_last_hkid(
         assert hkids.free == 0
         racers[results.index(None)].again()
         assert hkids.free == 1
+
+
+@pytest.mark.tdx_finding("F1", **F1)
+def test_one_of_several_processes_gets_the_last_place_below_a_limit(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """Each is in a cgroup of its own, and the limit is that of the one above."""
+    tdx_cgroup.set_max(1)
+    cgroups = [tdx_cgroup.child(f"racer-{number}") for number in range(RACERS)]
+    racers = [Racer(tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=group.path))) for group in cgroups]
+    for _ in range(MANY_ROUNDS):
+        results = race(tdx_host, [racer.td for racer in racers])
+        losers = [error.errno for error in results if error is not None]
+        with shows("F1"):
+            assert losers == [contract.errno(Refusal.INIT_CGROUP_MAX)] * (RACERS - 1)
+            assert [group.current for group in cgroups] == [int(result is None) for result in results]
+            assert (tdx_cgroup.current, tdx_cgroup.peak) == (1, 1)
+        racers[results.index(None)].again()
 
 
 def test_one_of_several_threads_initializes_a_td(

@@ -21,6 +21,8 @@ APIC_BASE, APIC_ICR, APIC_TDCR, LSTAR = 0x1B, 0x830, 0x83E, 0xC0000082
 ICR_TO_ITSELF, ICR_SMI, ICR_INIT, ICR_SIPI = 1 << 18, 2 << 8, 5 << 8, 6 << 8
 X2APIC, X2APIC_ID = 0x800, 0x802
 MISC_ENABLE = 0x1A0
+MCG_EXT_CTL, MCG_CTL_P, MCG_LMCE_P = 0x4D0, 1 << 8, 1 << 27
+FEAT_CTL, FEAT_CTL_LOCKED, FEAT_CTL_LMCE = 0x3A, 1, 1 << 20
 BSP_X2APIC_ENABLED = 0xFEE00000 | 1 << 8 | 1 << 10 | 1 << 11
 DATA = 0x8877665544332211
 
@@ -55,6 +57,20 @@ def test_each_register_of_each_machine_check_bank_is_there(launch: Launch) -> No
     found = vcpu.worker.call(commands.get_msrs(vcpu.fd, *registers))
     assert list(found) == list(registers)
     assert vcpu.worker.call(commands.set_msrs(vcpu.fd, found)) == len(found)
+
+
+@pytest.mark.parametrize("lmce", [False, True], ids=["without", "with"])
+def test_guest_learns_from_feature_control_that_it_may_enable_lmce(lmce: bool, launch: Launch) -> None:
+    """Linux looks there first (``lmce_supported`` in arch/x86/kernel/cpu/mce/intel.c)."""
+    built = launch("vmcall")
+    capabilities = MCG_CTL_P | (MCG_LMCE_P if lmce else 0) | MCE_BANKS
+    built.worker.call(commands.setup_mce(built.vcpus[0].fd, capabilities))
+    guest = Mailbox(built)
+    told = guest.call(Registers(r11=RDMSR, r12=FEAT_CTL))
+    assert (told.r10, told.r11) == (SUCCESS, FEAT_CTL_LOCKED | (FEAT_CTL_LMCE if lmce else 0))
+    enabled = guest.call(Registers(r11=WRMSR, r12=MCG_EXT_CTL, r13=1))
+    assert enabled.r10 == (SUCCESS if lmce else INVALID_OPERAND)
+    assert guest.call(Registers(r11=RDMSR, r12=FEAT_CTL)).r11 == told.r11
 
 
 def test_x2apic_registers_that_the_cpu_virtualizes_are_not_kvms(mailbox: Mailbox) -> None:

@@ -100,6 +100,14 @@ REFUSED: dict[str, tuple[Registers, int]] = {
         Registers(r11=TdVmCall.MAP_GPA, r12=SHARED - PAGE_SIZE, r13=2 * PAGE_SIZE),
         INVALID_OPERAND,
     ),
+    "map-gpa-beyond-the-width": (
+        Registers(r11=TdVmCall.MAP_GPA, r12=2 * SHARED | AREA, r13=PAGE_SIZE),
+        INVALID_OPERAND,
+    ),
+    "map-gpa-up-to-beyond-the-width": (
+        Registers(r11=TdVmCall.MAP_GPA, r12=2 * SHARED - PAGE_SIZE, r13=2 * PAGE_SIZE),
+        INVALID_OPERAND,
+    ),
     "map-gpa-that-overflows": (Registers(r11=TdVmCall.MAP_GPA, r12=AREA, r13=-PAGE_SIZE), INVALID_OPERAND),
     "call-info-of-an-unknown-leaf": (Registers(r11=TdVmCall.GET_TD_VM_CALL_INFO, r12=2), INVALID_OPERAND),
     "quote-into-private-memory": (

@@ -338,6 +338,18 @@ def test_vcpu_without_a_split_irqchip_is_refused(kvm: Kvm, contract: Contract) -
             td.create_vcpu()
 
 
+def test_clock_of_the_apics_can_be_set_until_there_is_a_vcpu(kvm: Kvm, contract: Contract) -> None:
+    with kvm.create_td() as td:
+        td.split_irqchip()
+        td.enable_cap(Cap.X86_APIC_BUS_CYCLES_NS, 40)
+        td.init_vm()
+        td.enable_cap(Cap.X86_APIC_BUS_CYCLES_NS, 20)
+        td.create_vcpu()
+        for cycle in (20, 40):
+            with refused(contract, Refusal.APIC_CLOCK_LATE):
+                td.enable_cap(Cap.X86_APIC_BUS_CYCLES_NS, cycle)
+
+
 def test_irqchip_can_be_split_after_a_vcpu_was_refused_for_it(kvm: Kvm, contract: Contract) -> None:
     with kvm.create_td() as td:
         td.init_vm()
