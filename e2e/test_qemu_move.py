@@ -296,6 +296,16 @@ def test_guest_is_interrupted_for_a_quote_in_the_destination_if_it_wanted_it_in_
     assert ask(td, "i") == "notified 1"
 
 
+def test_guest_is_interrupted_when_there_is_no_quote(movable_tds: QemuTds, quotes: QuoteService) -> None:
+    source = movable_tds.run(**quotes.change)
+    assert ask(source, "n") == "notify 0"
+    td = moved_once(movable_tds, source)
+    quotes.ask(td).hang_up()
+    quotes.await_end(td)
+    assert ask(td, "w") != "quote 0"
+    assert ask(td, "i") == "notified 1"
+
+
 def test_fatal_error_after_a_move_is_an_event(movable_tds: QemuTds) -> None:
     td = moved_once(movable_tds, movable_tds.run())
     td.console.send_line("f")

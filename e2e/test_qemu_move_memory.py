@@ -68,6 +68,13 @@ def test_memory_that_came_later_can_be_there_from_the_beginning_in_the_destinati
     assert shared_memory(destination) == before
 
 
+def test_shared_page_of_the_firmwares_memory_is_the_guests(movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    assert ask(source, "h") == "firmware 1"
+    destination = moved_once(movable_tds, source)
+    assert ask(destination, "h") == "firmware 2"
+
+
 def test_memory_that_came_and_went_is_not_moved(movable_tds: QemuTds) -> None:
     """Each backend has a guest_memfd of its own, and the second has the name of the first."""
     source = movable_tds.run()

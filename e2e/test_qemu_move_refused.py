@@ -295,6 +295,11 @@ UNLIKE = {
     ),
     "maxcpus": Unlike({"smp": "1,maxcpus=2"}, differs("maxcpus", "1", "2")),
     "more-memory": Unlike({"memory_mib": 128}, differs("size of memory", f"{64 << 20}", f"{128 << 20}")),
+    "more-memory-with-the-same-maximum": Unlike(
+        {"memory_mib": 128},
+        differs("size of memory", f"{64 << 20}", f"{128 << 20}"),
+        source={"extra_args": ("-m", "slots=1,maxmem=1G")},
+    ),
     "other-machine": Unlike(
         {"machine": {"type": "pc-q35-11.0"}}, differs("machine", r"pc-q35-11\.\d+", r"pc-q35-11\.0")
     ),

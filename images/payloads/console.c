@@ -7,6 +7,7 @@
  * c: adds 1 to a number in private and to one in shared memory; "count P S", then the counts of the other vCPUs;
  * s: makes the page with the shared number shared (as it is at the start) and sets it to 0; "shared STATUS";
  * p: makes it private and accepts it; "private STATUS VALUE";
+ * h: adds 1 to a number in the first page of a firmware of 64 KiB, which it has made shared; "firmware NUMBER";
  * o: makes the page at 64 MiB plus 4 KiB shared; "shared STATUS";
  * a: counts like that, line after line, until there is another letter, which it takes;
  * g: "gap MOST NOW": the longest time for which it was not there to listen since the last g, and the time, in
@@ -49,6 +50,7 @@
 #define QUOTE_GPA	0x1ff000UL
 #define ODD_GPA		0x4001000UL
 #define LAST_GPA	0x3fff000UL
+#define FIRMWARE_GPA	0xffff0000UL
 #define MORE_GPA	0x1000000UL
 #define MORE		0x1000000UL
 #define PAGE		4096UL
@@ -297,6 +299,24 @@ static void make_private(void)
 		say_word(" ", *(volatile u32 *)PAGE_GPA);
 }
 
+static void count_in_firmware(void)
+{
+	static volatile u32 *const number = (u32 *)(SHARED_VA + FIRMWARE_GPA);
+	static bool mine;
+	u64 status;
+
+	if (!mine) {
+		status = map_gpa(SHARED_GPA | FIRMWARE_GPA, PAGE);
+		if (status) {
+			say_word("refused ", status);
+			return;
+		}
+		*number = 0;
+		mine = 1;
+	}
+	say_word("firmware ", ++*number);
+}
+
 static bool is_told(void)
 {
 	return io(PORT_LSR, 1, 0, 0) & LSR_RECEIVED;
@@ -395,6 +415,9 @@ static void do_as_told(char letter, u64 vcpus)
 		break;
 	case 's':
 		share();
+		break;
+	case 'h':
+		count_in_firmware();
 		break;
 	case 'o':
 		say_word("shared ", map_gpa(SHARED_GPA | ODD_GPA, PAGE));
