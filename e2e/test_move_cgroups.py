@@ -98,6 +98,25 @@ def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
     assert count(destination) == counted(3)
 
 
+def test_charge_moves_to_the_cgroup_to_which_the_process_has_gone(
+    pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """Both VMs are the process' own."""
+    owner = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=pair[0].path))
+    source = launch("count", owner=owner)
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    owner.enter_cgroup(pair[1].path)
+    pair[1].set_max(0)
+    with refused(contract, Refusal.MOVE_CGROUP_MAX):
+        move_from(source, to=destination)
+    assert [group.current for group in pair] == [1, 0]
+    pair[1].set_max(1)
+    move_from(source, to=destination)
+    assert [group.current for group in pair] == [0, 1]
+    assert count(destination) == counted(2)
+
+
 def test_move_that_is_refused_for_another_reason_is_tried_with_no_charge(
     pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:

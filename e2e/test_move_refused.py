@@ -17,6 +17,7 @@ import pytest
 from e2e.moves import MOVES, count, counted, destination_of
 from e2e.wrong_moves import WRONG_MOVES
 from fixtures.agent import syscalls
+from fixtures.agent.call import batch_call
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
@@ -157,6 +158,32 @@ def test_guest_that_needs_the_memory_of_another_vm_leaves_to_user_space(
     assert isinstance(found, MemoryFaultExit)
     assert (found.gpa, found.size, found.private) == (region.gpa, region.size, True)
     assert count(source) == counted(1)
+
+
+def test_what_is_refused_through_a_link_allocates_nothing(launch: Launch, tdx_host: TdxHost) -> None:
+    pages = 256
+    region = Region(0x100000, pages * PAGE_SIZE)
+    source, other = launch("count"), launch("count")
+    source.place(region)
+    link_memory(other, source.placed[-1])
+    other.td.set_memory_attributes(region.gpa, region.size, private=True)
+    asked = [
+        commands.pre_fault_memory(other.vcpus[0].fd, region.gpa + index * PAGE_SIZE, PAGE_SIZE)
+        for index in range(pages)
+    ]
+    with other.placed[-1].memfd:
+        before = unevictable_pages(tdx_host)
+        found = other.worker.call(batch_call(asked, go_on=True)).results
+        after = unevictable_pages(tdx_host)
+    assert {getattr(error, "errno", 0) for error in found} == {errno.EFAULT}
+    assert after - before < pages // 2
+
+
+def unevictable_pages(host: TdxHost) -> int:
+    """Number of the host's pages that cannot be swapped, as those of guest_memfds; a few may be missing."""
+    lines = host.agent.files.read_text("/proc/meminfo").splitlines()
+    (kib,) = [int(line.split()[1]) for line in lines if line.startswith("Unevictable:")]
+    return kib * 1024 // PAGE_SIZE
 
 
 def test_link_punches_no_hole_into_the_sources_memory(

@@ -185,8 +185,10 @@ def test_timer_that_expires_before_the_move_is_seen_after_it(mode: Mode, td: Mov
     until(lambda: worker.call(syscalls.clock()) > expired, "the timer to expire")
     td.move(destination)
     assert timer.has_come(td.guest, FIRST)
-    if mode is not Mode.PERIODIC:
-        timer.aim(td.guest, mode, SECOND)
+    timer.aim(td.guest, mode, SECOND)
+    if mode is Mode.PERIODIC:
+        assert timer.comes(td.guest, SECOND)
+    else:
         assert [timer.has_come(td.guest, SECOND) for _ in range(2)] == [False, False]
 
 

@@ -18,8 +18,6 @@ from fixtures.kvm.errors import errno_of
 GPA = 1 << 30
 ACCESS = {"read": 1 << 0, "write": 1 << 1, "execute": 1 << 2}
 """Attributes that were discussed for KVM, and that it does not have."""
-INIT_SHARED = 1 << 1
-"""GUEST_MEMFD_FLAG_INIT_SHARED: the host can touch the memory from the beginning."""
 HIGHEST = 1 << 63
 
 
@@ -37,7 +35,7 @@ OF_VM: dict[str, tuple[Request, bytes]] = {
     "attributes-flag-highest": (Request.KVM_SET_MEMORY_ATTRIBUTES, attributes(0, HIGHEST)),
     "guest-memfd-shared": (
         Request.KVM_CREATE_GUEST_MEMFD,
-        bytes(abi.CreateGuestMemfd(PAGE_SIZE, INIT_SHARED)),
+        bytes(abi.CreateGuestMemfd(PAGE_SIZE, abi.GUEST_MEMFD_FLAG_INIT_SHARED)),
     ),
     "guest-memfd-highest": (Request.KVM_CREATE_GUEST_MEMFD, bytes(abi.CreateGuestMemfd(PAGE_SIZE, HIGHEST))),
 }

@@ -17,14 +17,19 @@ from fixtures.agent import syscalls
 from fixtures.agent.call import Call, SyscallResult
 from fixtures.guests.execute import SHARED_VA, Executor, Outcome, accept, load, store
 from fixtures.guests.launch import Launch
+from fixtures.host.base import TdxHost
 from fixtures.kvm import abi
 from fixtures.kvm.abi import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
+    GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
+    KVM_MEM_GUEST_MEMFD,
     PAGE_SIZE,
 )
 from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.device import Kvm
+from fixtures.kvm.errors import errno_of
 from fixtures.kvm.files import GuestMemfd
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
@@ -34,7 +39,8 @@ VALUE, OTHER = 0x600DF00D, 0x0BADCAFE
 SYS_READ, SYS_WRITE, SYS_MMAP, SYS_MPROTECT, SYS_MADVISE, SYS_FTRUNCATE = 0, 1, 9, 10, 28, 77
 ZERO_RANGE = 0x10
 """fallocate(2)'s FALLOC_FL_ZERO_RANGE."""
-MADV_DONTNEED = 4
+MADV_DONTNEED, MADV_HWPOISON = 4, 100
+EHWPOISON = 133
 
 TWO_PAGES = Region(BASE, 2 * PAGE_SIZE)
 
@@ -214,6 +220,28 @@ def test_private_memory_that_can_be_mapped_is_not_seen_by_the_host(launch: Launc
             _reader, writer = worker.call(syscalls.pipe())
             told = worker.call(syscalls.syscall(SYS_WRITE, writer, mapped.address, 1))
             assert (told.ret, told.errno) == (-1, errno.EFAULT)
+
+
+@pytest.mark.tdx_needs("snapshot")
+def test_page_that_the_hardware_reports_as_broken_is_told_each_time_until_it_is_freed(
+    kvm: Kvm, tdx_host: TdxHost
+) -> None:
+    """Of a plain VM, as only its guest_memfd can be mapped to break a page (``kvm_gmem_get_pfn``)."""
+    tdx_host.poison("a page of its memory is broken")
+    worker = kvm.worker
+    with (
+        kvm.create_vm() as vm,
+        vm.create_vcpu() as vcpu,
+        vm.create_guest_memfd(PAGE_SIZE, flags=GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as memfd,
+    ):
+        mapped = worker.call(mapping(memfd, mmap.MAP_SHARED)).ret
+        vm.set_slot(MemorySlot(0, BASE, PAGE_SIZE, mapped, memfd.fd, flags=KVM_MEM_GUEST_MEMFD))
+        assert vcpu.pre_fault(BASE, PAGE_SIZE) == 0
+        worker.call(syscalls.syscall(SYS_MADVISE, mapped, PAGE_SIZE, MADV_HWPOISON))
+        for _ in range(2):
+            assert errno_of(lambda: vcpu.pre_fault(BASE, PAGE_SIZE)) == EHWPOISON
+        memfd.punch_hole()
+        assert vcpu.pre_fault(BASE, PAGE_SIZE) == 0
 
 
 def test_memory_that_user_space_may_only_read_can_be_read_by_the_guest(launch: Launch) -> None:

@@ -178,6 +178,19 @@ def _closed_memory(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
 
 
 @contextmanager
+def _closed_in_the_source(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
+    """A destination with a memory that its guest has lost, as the source's guest_memfd is closed."""
+    source.place(Region(0x300000, PAGE_SIZE))
+    lost = source.placed[-1]
+    with prepare_destination(source) as other:
+        lost.memfd.close()
+        yield other.td.fd, source.td.fd
+    source.td.delete_slot(lost.slot.slot, lost.slot.gpa)
+    source.placed.remove(lost)
+    lost.shared.close()
+
+
+@contextmanager
 def _no_td(source: Assembly, kvm: Kvm) -> Iterator[Fds]:
     with kvm.create_vm() as vm, prepare_destination(source) as other:
         yield other.td.fd, vm.fd
@@ -245,6 +258,7 @@ WRONG_MOVES: dict[str, tuple[Refusal, WrongMove]] = {
     "memory-with-another-number": (Refusal.MOVE_OTHER_MEMORY, _other_number),
     "memory-with-other-flags": (Refusal.MOVE_OTHER_MEMORY, _other_flags),
     "memory-that-is-closed": (Refusal.MOVE_OTHER_MEMORY, _closed_memory),
+    "memory-that-the-source-has-closed": (Refusal.MOVE_OTHER_MEMORY, _closed_in_the_source),
     "memory-of-a-third": (Refusal.MOVE_OTHER_MEMORY, _two_links),
     "other-tsc": (
         Refusal.MOVE_OTHER_CLOCK,

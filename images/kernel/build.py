@@ -108,11 +108,11 @@ class Kernel(Recipe):
         tree = KeptTree(self._folder, self.flavour.config, tools.version("gcc"))
         base = self.origin.bring(tree, work)
         compared = self._prepare(tree, base, work)
-        configure.configure(tree, self.flavour.fragments, work)
+        asked = configure.configure(tree, self.flavour.fragments, work)
         try:
             modules = self._compile(tree, work)
         finally:
-            configure.record(tree, self.flavour.fragments)
+            configure.record(tree, asked)
         facts: dict[str, object] = {
             "flavour": self.flavour.name,
             "version": self.origin.version(),

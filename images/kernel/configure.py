@@ -24,18 +24,23 @@ _VARIABLES = ("CROSS_COMPILE", "LLVM")
 _KCONFIG = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 
 
-def configure(tree: KeptTree, fragments: tuple[str, ...], work: Work) -> None:
+Asked = dict[str, str]
+"""Options and their values, by which a build folder is configured."""
+
+
+def configure(tree: KeptTree, fragments: tuple[str, ...], work: Work) -> Asked:
     """Make ``.config``: the fragments on top of allnoconfig, and the defaults of those of KVM's options that
     no fragment sets: the tree is newer than the fragments, or a developer's.
 
     :param fragments: files of this folder; a later one overrides an earlier one.
+    :returns: what they ask for, for :func:`record`.
     :raises BuildError: the kernel does not take what they ask for.
     """
     asked = _asked(fragments)
     mark = _mark(tree, asked)
     if mark and _record(tree).is_file() and _record(tree).read_text() == mark:
         work.log.note("the build folder is configured like that already")
-        return
+        return asked
     with work.reporter.step("kernel: configuring"):
         tree.out.mkdir(exist_ok=True)
         fragment = tree.out / "fragment.config"
@@ -59,12 +64,16 @@ def configure(tree: KeptTree, fragments: tuple[str, ...], work: Work) -> None:
             hint=f"a dependency is missing, or the symbol is gone: see {' and '.join(fragments)} in {_HERE}",
             log=work.log.path,
         )
+    return asked
 
 
-def record(tree: KeptTree, fragments: tuple[str, ...]) -> None:
+def record(tree: KeptTree, asked: Asked) -> None:
     """Record that the build folder is configured; make, which was called, has updated its list of the
-    Kconfig files."""
-    if mark := _mark(tree, _asked(fragments)):
+    Kconfig files.
+
+    :param asked: by :func:`configure`: the fragments may have changed since.
+    """
+    if mark := _mark(tree, asked):
         _record(tree).write_text(mark)
 
 
@@ -72,14 +81,14 @@ def _record(tree: KeptTree) -> Path:
     return tree.out / "configured"
 
 
-def _asked(fragments: tuple[str, ...]) -> dict[str, str]:
-    asked: dict[str, str] = {}
+def _asked(fragments: tuple[str, ...]) -> Asked:
+    asked: Asked = {}
     for name in fragments:
         asked |= config.parse((_HERE / name).read_text())
     return asked
 
 
-def _mark(tree: KeptTree, asked: dict[str, str]) -> str:
+def _mark(tree: KeptTree, asked: Asked) -> str:
     """A hash over all that ``.config`` follows from and over itself, or an empty string if make has still to
     read them.  A Kconfig file that changes gets a new time (:mod:`images.kernel.tree`)."""
     synchronized = tree.out / "include/config/auto.conf"

@@ -176,13 +176,15 @@ class _Build:
     def __init__(self, tree: KeptTree, kbuild: _Kbuild, work: Work) -> None:
         self.tree, self.kbuild, self.work = tree, kbuild, work
         self.fragments: tuple[str, ...] = ("fragment.config",)
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def __call__(self) -> list[str]:
         """The targets that it took to configure."""
         self.kbuild.called.clear()
-        configure.configure(self.tree, self.fragments, self.work)
+        asked = configure.configure(self.tree, self.fragments, self.work)
         self.kbuild.compile()
-        configure.record(self.tree, self.fragments)
+        self.meanwhile()
+        configure.record(self.tree, asked)
         return list(self.kbuild.called)
 
 
@@ -271,6 +273,16 @@ def test_what_the_configuration_follows_from_configures_again(
     kbuild.new_option = ""
     build()
     change(build, monkeypatch)
+    assert build() == ["allnoconfig"]
+
+
+def test_fragment_that_changes_while_make_runs_configures_again(
+    build: _Build, kbuild: _Kbuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kbuild.new_option = ""
+    build.meanwhile = lambda: _another_fragment(build, monkeypatch)
+    build()
+    build.meanwhile = lambda: None
     assert build() == ["allnoconfig"]
 
 
