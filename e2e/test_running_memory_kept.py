@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, SyscallResult
+from fixtures.agent.errors import WorkerDied
 from fixtures.guests.execute import SHARED_VA, Executor, Outcome, accept, load, store
 from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
@@ -30,6 +32,7 @@ from fixtures.kvm.abi import (
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import errno_of
+from fixtures.kvm.fd import Fd
 from fixtures.kvm.files import GuestMemfd
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
@@ -197,7 +200,7 @@ def pages(memfd: GuestMemfd, offset: int, size: int) -> Call[SyscallResult]:
     return syscalls.fallocate(memfd.fd, FALLOC_FL_KEEP_SIZE, offset, size)
 
 
-def mapping(memfd: GuestMemfd, flags: int) -> Call[SyscallResult]:
+def mapping(memfd: Fd, flags: int) -> Call[SyscallResult]:
     return syscalls.syscall(SYS_MMAP, 0, PAGE_SIZE, mmap.PROT_READ, flags, memfd.fd, 0)
 
 
@@ -228,16 +231,19 @@ def test_page_that_the_hardware_reports_as_broken_is_told_each_time_until_it_is_
 ) -> None:
     """Of a plain VM, as only its guest_memfd can be mapped to break a page (``kvm_gmem_get_pfn``)."""
     tdx_host.poison("a page of its memory is broken")
-    worker = kvm.worker
+    flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
     with (
         kvm.create_vm() as vm,
         vm.create_vcpu() as vcpu,
-        vm.create_guest_memfd(PAGE_SIZE, flags=GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as memfd,
+        vm.create_guest_memfd(PAGE_SIZE, flags=flags) as memfd,
     ):
-        mapped = worker.call(mapping(memfd, mmap.MAP_SHARED)).ret
-        vm.set_slot(MemorySlot(0, BASE, PAGE_SIZE, mapped, memfd.fd, flags=KVM_MEM_GUEST_MEMFD))
+        address = Memory.map(kvm.worker, PAGE_SIZE).address
+        vm.set_slot(MemorySlot(0, BASE, PAGE_SIZE, address, memfd.fd, flags=KVM_MEM_GUEST_MEMFD))
         assert vcpu.pre_fault(BASE, PAGE_SIZE) == 0
-        worker.call(syscalls.syscall(SYS_MADVISE, mapped, PAGE_SIZE, MADV_HWPOISON))
+        # Who breaks a page is told by a signal that it is.
+        with tdx_host.agent.spawn() as victim, memfd.give(victim) as there, suppress(WorkerDied):
+            mapped = victim.call(mapping(there, mmap.MAP_SHARED)).ret
+            victim.call(syscalls.syscall(SYS_MADVISE, mapped, PAGE_SIZE, MADV_HWPOISON))
         for _ in range(2):
             assert errno_of(lambda: vcpu.pre_fault(BASE, PAGE_SIZE)) == EHWPOISON
         memfd.punch_hole()
