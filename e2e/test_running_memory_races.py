@@ -34,7 +34,7 @@ from fixtures.kvm.abi import (
 )
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.errors import KvmError
-from fixtures.kvm.exits import Exit, MapGpaExit, MemoryFaultExit
+from fixtures.kvm.exits import Exit, InterruptedExit, MapGpaExit, MemoryFaultExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 from fixtures.kvm.vcpu import Vcpu
@@ -131,6 +131,23 @@ def test_slot_is_deleted_while_a_vcpu_tries_again_and_again_for_a_page_of_it(
         assert touched_by(running.result(), private=True) == "missed"
         assert still_armed(tdx_host.agent.files)
     built.td.set_slot(slot)
+    assert touch(vcpu, private=True) == "accepted"
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_vcpu_that_tries_again_and_again_for_a_page_leaves_for_a_signal(
+    tdx_host: TdxHost, launch: Launch
+) -> None:
+    built = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)])
+    (vcpu,) = built.vcpus
+    with (
+        vcpu.stats_fd() as stats,
+        armed(tdx_host.agent.files, Injection("TDH.MEM.PAGE.AUG", count=MANY_TRIES)),
+    ):
+        running = vcpu.start()
+        until(lambda: stats.read()["pf_taken"][0] > SOME_TRIES, "the vCPU to try again")
+        assert isinstance(running.stop(), InterruptedExit)
+        assert still_armed(tdx_host.agent.files)
     assert touch(vcpu, private=True) == "accepted"
 
 

@@ -21,6 +21,8 @@ APIC_BASE, APIC_ICR, APIC_TDCR, LSTAR = 0x1B, 0x830, 0x83E, 0xC0000082
 ICR_TO_ITSELF, ICR_SMI, ICR_INIT, ICR_SIPI = 1 << 18, 2 << 8, 5 << 8, 6 << 8
 X2APIC, X2APIC_ID = 0x800, 0x802
 MISC_ENABLE = 0x1A0
+MTRRS = (*range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), 0x2FF)
+"""Variable ranges, fixed ranges, and the default type."""
 MCG_EXT_CTL, MCG_CTL_P, MCG_LMCE_P = 0x4D0, 1 << 8, 1 << 27
 FEAT_CTL, FEAT_CTL_LOCKED, FEAT_CTL_LMCE = 0x3A, 1, 1 << 20
 BSP_X2APIC_ENABLED = 0xFEE00000 | 1 << 8 | 1 << 10 | 1 << 11
@@ -57,6 +59,23 @@ def test_each_register_of_each_machine_check_bank_is_there(launch: Launch) -> No
     found = vcpu.worker.call(commands.get_msrs(vcpu.fd, *registers))
     assert list(found) == list(registers)
     assert vcpu.worker.call(commands.set_msrs(vcpu.fd, found)) == len(found)
+
+
+def test_each_mtrr_is_there(mailbox: Mailbox) -> None:
+    """For the guest, and for user space, which carries them from one vCPU to another."""
+    found = mailbox.vcpu.worker.call(commands.get_msrs(mailbox.vcpu.fd, *MTRRS))
+    assert list(found) == list(MTRRS)
+    assert mailbox.vcpu.worker.call(commands.set_msrs(mailbox.vcpu.fd, found)) == len(found)
+    refused = {
+        hex(msr): status.r10
+        for msr, value in found.items()
+        for status in (
+            mailbox.call(Registers(r11=RDMSR, r12=msr)),
+            mailbox.call(Registers(r11=WRMSR, r12=msr, r13=value)),
+        )
+        if status.r10 != SUCCESS
+    }
+    assert not refused
 
 
 @pytest.mark.parametrize("lmce", [False, True], ids=["without", "with"])
