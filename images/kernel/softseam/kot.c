@@ -132,6 +132,9 @@ u64 leaf_phymem_cache_wb(struct pt_regs *regs)
 	}
 	if (regs->cx && !test_and_clear_bit(package, &interrupted_wb)) {
 		err = SEAM_WBCACHE_RESUME_ERROR;
+	} else if (!regs->cx && test_bit(package, &interrupted_wb)) {
+		/* It has all its work before it again, and no more time for it. */
+		err = SEAM_INTERRUPTED_RESUMABLE;
 	} else {
 		for (k = 0; k < SEAM_MAX_KEYIDS; k++) {
 			if (kot[k].state != KOT_FLUSHED)
