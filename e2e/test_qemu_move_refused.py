@@ -122,9 +122,25 @@ def test_way_back_cannot_be_switched_off_under_the_capability_that_needs_it(mova
 
 @pytest.mark.tdx_offers("move")
 @pytest.mark.usefixtures("td_move")
-def test_memory_that_is_not_in_files(hkids: Hkids, movable_tds: QemuTds) -> None:
-    source = movable_tds.run(movable=False)
-    with pytest.raises(QmpError, match=r"Memory region \S+ .*CPR"):
+@pytest.mark.parametrize(
+    ("changes", "region"),
+    [
+        pytest.param({}, r"\S+", id="any"),
+        pytest.param(
+            {
+                "machine": {"memory-backend": "own", "aux-ram-share": "on"},
+                "extra_args": ("-object", "memory-backend-ram,id=own,size=64M,share=off"),
+            },
+            "own",
+            id="that-of-the-guest",
+        ),
+    ],
+)
+def test_memory_that_is_not_in_files(
+    changes: dict[str, Any], region: str, hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    source = movable_tds.run(movable=False, **changes)
+    with pytest.raises(QmpError, match=rf"Memory region {region} .*CPR"):
         Move(source, movable_tds.destination(source))
     assert_goes_on(source, 1, stopped=False)
     assert hkids.taken == 1
