@@ -7,12 +7,15 @@ QEMU 11.1.  The CPU has a fixed clock here, because of finding Q8.
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 
 from e2e.findings import F1
-from e2e.resets import MAY_CRASH, reset, resetting_stock
+from e2e.resets import MAY_CRASH, KickCrash, reset, resets, resetting, resetting_stock
+from fixtures.agent import syscalls
 from fixtures.cgroup import Cgroup
 from fixtures.deadline import Deadline
 from fixtures.findings import shows
@@ -22,6 +25,7 @@ from fixtures.guests.quotes import IN_FLIGHT, QuoteService
 from fixtures.guests.typed import ask
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
+from fixtures.host.park import parked
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
 from fixtures.qemu.errors import QmpGone
@@ -30,6 +34,7 @@ from fixtures.softseam.truth import Truth
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
+SYS_TGKILL = 234
 CLOCK_UNIT = 25_000_000
 """Hz of which a TD's clock is a multiple (TD_PARAMS.TSC_FREQUENCY)."""
 
@@ -111,6 +116,46 @@ def test_td_that_was_told_no_clock_can_be_reset(hkids: Hkids, qemu_tds: QemuTds)
         reset(td)
     assert td.status == "prelaunch"
     assert hkids.taken == 1
+
+
+# a vCPU that is kicked while it is made anew
+
+
+def kicked_while_it_is_made_anew(tds: QemuTds, host: TdxHost) -> None:
+    """Reset a TD, and signal its vCPU's thread while QEMU's main thread makes the new vCPU.
+
+    There is no kvm_run then.
+    """
+    td = tds.start(cpu=FIXED_CLOCK)
+    (vcpu,) = td.execute("query-cpus-fast")
+    worker, pid, thread = td.program.worker, td.program.pid, vcpu["thread-id"]
+    for cpu, task in ((1, pid), (0, thread)):
+        worker.call(syscalls.affinity([cpu], thread=task))
+    before = resets(td)
+    with resetting(td), ThreadPoolExecutor(1) as pool:
+        with parked(host, "kvm_arch_vcpu_create", cpu=1) as park:
+            # The whole host stands still when the function is reached, so the answer may come later.
+            pool.submit(td.execute, "system_reset")
+            assert park.reached(lambda: False)
+            assert worker.call(syscalls.syscall(SYS_TGKILL, pid, thread, signal.SIGUSR1)).ret == 0
+        td.await_event("RESET", which=lambda _: resets(td) > before)
+    assert td.status == "prelaunch"
+
+
+@pytest.mark.tdx_finding("Q11", qemu=("11.1",))
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("parked-tasks")
+def test_vcpu_may_be_kicked_while_it_is_made_anew(qemu_tds: QemuTds, tdx_host: TdxHost) -> None:
+    with shows("Q11", KickCrash):
+        kicked_while_it_is_made_anew(qemu_tds, tdx_host)
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("parked-tasks")
+def test_vcpu_of_a_movable_td_may_be_kicked_while_it_is_made_anew(
+    movable_tds: QemuTds, tdx_host: TdxHost
+) -> None:
+    kicked_while_it_is_made_anew(movable_tds, tdx_host)
 
 
 # what the guest before it asked for
