@@ -37,7 +37,7 @@ from fixtures.kvm.errors import KvmError
 from fixtures.kvm.exits import Exit, InterruptedExit, MapGpaExit, MemoryFaultExit
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
-from fixtures.kvm.vcpu import Vcpu
+from fixtures.kvm.vcpu import RunJob, Vcpu
 from fixtures.softseam.inject import Injection, armed, still_armed
 from fixtures.softseam.truth import Truth
 
@@ -113,23 +113,28 @@ def touch(vcpu: Vcpu, *, private: bool) -> str:
     return touched_by(vcpu.start().result(), private=private)
 
 
+@contextmanager
+def trying_for_a_page(host: TdxHost, vcpu: Vcpu) -> Iterator[RunJob]:
+    """A KVM_RUN that tries again and again to add a page, as the module stays busy."""
+    busy = Injection("TDH.MEM.PAGE.AUG", count=MANY_TRIES)
+    with vcpu.stats_fd() as stats, armed(host.agent.files, busy):
+        running = vcpu.start()
+        until(lambda: stats.read()["pf_taken"][0] > SOME_TRIES, "the vCPU to try again")
+        yield running
+        assert still_armed(host.agent.files)
+
+
 @pytest.mark.tdx_needs("seamcall-fault-injection")
 def test_slot_is_deleted_while_a_vcpu_tries_again_and_again_for_a_page_of_it(
     tdx_host: TdxHost, launch: Launch
 ) -> None:
-    """The module stays busy; between two tries KVM has to look whether the slot is still there."""
+    """Between two tries KVM has to look whether the slot is still there."""
     built = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)])
     (vcpu,) = built.vcpus
     slot = built.placed[-1].slot
-    with (
-        vcpu.stats_fd() as stats,
-        armed(tdx_host.agent.files, Injection("TDH.MEM.PAGE.AUG", count=MANY_TRIES)),
-    ):
-        running = vcpu.start()
-        until(lambda: stats.read()["pf_taken"][0] > SOME_TRIES, "the vCPU to try again")
+    with trying_for_a_page(tdx_host, vcpu) as running:
         built.worker.start(commands.set_slot(built.td.fd, replace(slot, size=0))).result()
         assert touched_by(running.result(), private=True) == "missed"
-        assert still_armed(tdx_host.agent.files)
     built.td.set_slot(slot)
     assert touch(vcpu, private=True) == "accepted"
 
@@ -138,16 +143,9 @@ def test_slot_is_deleted_while_a_vcpu_tries_again_and_again_for_a_page_of_it(
 def test_vcpu_that_tries_again_and_again_for_a_page_leaves_for_a_signal(
     tdx_host: TdxHost, launch: Launch
 ) -> None:
-    built = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)])
-    (vcpu,) = built.vcpus
-    with (
-        vcpu.stats_fd() as stats,
-        armed(tdx_host.agent.files, Injection("TDH.MEM.PAGE.AUG", count=MANY_TRIES)),
-    ):
-        running = vcpu.start()
-        until(lambda: stats.read()["pf_taken"][0] > SOME_TRIES, "the vCPU to try again")
+    (vcpu,) = launch("touch", regions=[Region(TOUCHED, PAGE_SIZE)]).vcpus
+    with trying_for_a_page(tdx_host, vcpu) as running:
         assert isinstance(running.stop(), InterruptedExit)
-        assert still_armed(tdx_host.agent.files)
     assert touch(vcpu, private=True) == "accepted"
 
 
