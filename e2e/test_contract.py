@@ -119,6 +119,13 @@ def use_up(hkids: Hkids, prober: Prober, cleanup: ExitStack) -> None:
     assert hkids.free == 0
 
 
+def fails_for_want_of_an_hkid(contract: Contract, prober: Prober, td: Td, number: int, hkids: Hkids) -> None:
+    """Call KVM_TDX_INIT_VM while no HKID is free; they are free again afterwards."""
+    with ExitStack() as others:
+        use_up(hkids, prober, others)
+        assert prober.init_for(td, number) == Errno(contract.errno(Refusal.INIT_NO_HKID))
+
+
 @pytest.mark.tdx_offers("vcpu-before-init")
 @pytest.mark.usefixtures("early")
 @pytest.mark.tdx_needs("misc-cgroup")
@@ -283,13 +290,10 @@ def test_number_cannot_be_raised_above_what_the_module_was_told(contract: Contra
 @pytest.mark.usefixtures("number_may_be_set")
 @pytest.mark.tdx_needs("misc-cgroup")
 def test_number_can_still_be_changed_after_an_init_vm_that_failed(
-    contract: Contract, prober: Prober, td: Td, hkids: Hkids, tdx_cleanup: ExitStack
+    contract: Contract, prober: Prober, td: Td, hkids: Hkids
 ) -> None:
     """The TDX module has not been told a number."""
-    others = tdx_cleanup.enter_context(ExitStack())
-    use_up(hkids, prober, others)
-    assert prober.init_for(td, prober.usual) == Errno(contract.errno(Refusal.INIT_NO_HKID))
-    others.close()
+    fails_for_want_of_an_hkid(contract, prober, td, prober.usual, hkids)
     td.enable_cap(Cap.MAX_VCPUS, 1)
     assert prober.init_for(td, 1) == OK
     assert td.check_extension(Cap.MAX_VCPUS) == 1
@@ -302,15 +306,12 @@ def test_number_can_still_be_changed_after_an_init_vm_that_failed(
 def test_number_is_kept_by_an_init_vm_that_failed(
     contract: Contract, prober: Prober, hkids: Hkids, tdx_cleanup: ExitStack
 ) -> None:
-    others = tdx_cleanup.enter_context(ExitStack())
     td = tdx_cleanup.enter_context(prober.td())
     td.enable_cap(Cap.MAX_VCPUS, 1)
     with refused(contract, Refusal.INIT_NO_WIDTH):
         td.init_vm(td.default_params().replace(cpuid=()))
     assert td.check_extension(Cap.MAX_VCPUS) == 1
-    use_up(hkids, prober, others)
-    assert prober.init_for(td, 1) == Errno(contract.errno(Refusal.INIT_NO_HKID))
-    others.close()
+    fails_for_want_of_an_hkid(contract, prober, td, 1, hkids)
     assert td.check_extension(Cap.MAX_VCPUS) == 1
     assert prober.init_for(td, 1) == OK
     assert td.check_extension(Cap.MAX_VCPUS) == 1

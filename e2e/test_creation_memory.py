@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from functools import partial
 
 import pytest
 
-from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.contracts.answers import each_refused, refused
 from fixtures.contracts.promises import Contract, Refusal
@@ -30,8 +28,6 @@ from fixtures.softseam.truth import Truth
 
 BASE = 0x100000
 PAGES = 4
-MPROTECT = 10
-"""mprotect(2) on x86-64."""
 PLAIN_SLOT = 0x40000000
 SHARED = InitVmParams().shared_bit
 ALREADY_ACCEPTED = 0xB0A
@@ -243,8 +239,7 @@ def test_source_may_change_afterwards(empty: EmptySlot, payloads: Mapping[str, b
 def test_source_may_be_read_only(empty: EmptySlot, payloads: Mapping[str, bytes]) -> None:
     """As the mapping of a firmware's file may be."""
     empty.source.write(0, b"\3")
-    protect = syscalls.syscall(MPROTECT, empty.source.address, empty.source.size, mmap.PROT_READ)
-    assert empty.built.worker.call(protect).ret == 0
+    empty.source.make_read_only()
     empty.add()
     empty.built.populate(Region.firmware(payloads["accept"])).finalize()
     assert output.numbers(empty.vcpu, 2) == [ALREADY_ACCEPTED, 3]

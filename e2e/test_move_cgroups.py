@@ -86,6 +86,13 @@ def test_limit_of_the_destination_refuses_the_move_and_both_go_on(
     pair: tuple[Cgroup, Cgroup], tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack, contract: Contract
 ) -> None:
     source, destination = moved_between(pair, tdx_host, launch, tdx_cleanup)
+    second_ones_limit_decides(pair, source, destination, contract)
+
+
+def second_ones_limit_decides(
+    pair: tuple[Cgroup, Cgroup], source: Assembly, destination: Assembly, contract: Contract
+) -> None:
+    """Require that a move is refused at the limit of the second cgroup, and moves the charge below it."""
     pair[1].set_max(0)
     with refused(contract, Refusal.MOVE_CGROUP_MAX):
         move_from(source, to=destination)
@@ -107,14 +114,7 @@ def test_charge_moves_to_the_cgroup_to_which_the_process_has_gone(
     count(source)
     destination = destination_of(source, tdx_cleanup)
     owner.enter_cgroup(pair[1].path)
-    pair[1].set_max(0)
-    with refused(contract, Refusal.MOVE_CGROUP_MAX):
-        move_from(source, to=destination)
-    assert [group.current for group in pair] == [1, 0]
-    pair[1].set_max(1)
-    move_from(source, to=destination)
-    assert [group.current for group in pair] == [0, 1]
-    assert count(destination) == counted(2)
+    second_ones_limit_decides(pair, source, destination, contract)
 
 
 def test_move_that_is_refused_for_another_reason_is_tried_with_no_charge(

@@ -21,6 +21,7 @@ from fixtures.contracts.promises import Contract, Promise, Refusal
 from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
+from fixtures.host.resources import MEMINFO, meminfo
 from fixtures.kvm import abi, build, commands
 from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, PAGE_SIZE, Request
 from fixtures.kvm.build import Assembly, Region
@@ -41,11 +42,7 @@ GROWTH_KIB = 1024
 
 def unreclaimable(host: TdxHost) -> int:
     """KiB of kernel memory in slabs that cannot be reclaimed."""
-    for line in host.agent.files.read_text("/proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        if name == "SUnreclaim":
-            return int(value.split()[0])
-    raise AssertionError("/proc/meminfo has no SUnreclaim")
+    return meminfo(host.agent.files.read_text(MEMINFO))["SUnreclaim"]
 
 
 @pytest.mark.tdx_host(cpus=2)

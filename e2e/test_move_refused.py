@@ -25,6 +25,7 @@ from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import begun, inside, once, spin
 from fixtures.host.base import TdxHost
+from fixtures.host.resources import MEMINFO, meminfo
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
 from fixtures.kvm.build import Region
@@ -181,9 +182,7 @@ def test_what_is_refused_through_a_link_allocates_nothing(launch: Launch, tdx_ho
 
 def unevictable_pages(host: TdxHost) -> int:
     """Number of the host's pages that cannot be swapped, as those of guest_memfds; a few may be missing."""
-    lines = host.agent.files.read_text("/proc/meminfo").splitlines()
-    (kib,) = [int(line.split()[1]) for line in lines if line.startswith("Unevictable:")]
-    return kib * 1024 // PAGE_SIZE
+    return meminfo(host.agent.files.read_text(MEMINFO))["Unevictable"] * 1024 // PAGE_SIZE
 
 
 def test_link_punches_no_hole_into_the_sources_memory(

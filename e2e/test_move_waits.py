@@ -18,7 +18,7 @@ import pytest
 from e2e.moves import MOVES, count, counted, destination_of
 from e2e.races import error_of, on
 from fixtures.agent.call import Call
-from fixtures.agent.client import Worker
+from fixtures.agent.client import Job, Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.guests import output
@@ -29,7 +29,7 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
-from fixtures.kvm.build import Region
+from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit
 from fixtures.kvm.late import LateMemory
@@ -136,6 +136,20 @@ def test_requests_that_wait_for_a_move_find_the_source_dead(
     assert count(destination) == counted(2)
 
 
+def move_while(
+    host: TdxHost, leaf: str, request: Call[Any], source: Assembly, destination: Assembly
+) -> Job[Any]:
+    """Begin a move that waits for a request, a SEAMCALL of which lasts meanwhile, and which then succeeds."""
+    worker = source.worker
+    with held(host.agent.files, leaf, cpu=1) as hold:
+        asking = worker.start(on([1], request))
+        assert hold.reached(asking.done)
+        moving = begun(worker, commands.move_from(destination.td.fd, source.td.fd))
+        assert not moving.done()
+    assert asking.result().complete
+    return moving
+
+
 @pytest.mark.tdx_needs("seamcall-fault-injection")
 def test_destination_that_becomes_a_td_while_the_move_waits_for_it_stays_that(
     launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack, hkids: Hkids, contract: Contract
@@ -143,13 +157,8 @@ def test_destination_that_becomes_a_td_while_the_move_waits_for_it_stays_that(
     source = launch("count")
     count(source)
     destination = destination_of(source, tdx_cleanup)
-    worker, params = source.worker, source.td.default_params()
-    with held(tdx_host.agent.files, "TDH.MNG.CREATE", cpu=1) as hold:
-        initializing = worker.start(on([1], commands.init_vm(destination.td.fd, params)))
-        assert hold.reached(initializing.done)
-        moving = begun(worker, commands.move_from(destination.td.fd, source.td.fd))
-        assert not moving.done()
-    assert initializing.result().complete
+    initialize = commands.init_vm(destination.td.fd, source.td.default_params())
+    moving = move_while(tdx_host, "TDH.MNG.CREATE", initialize, source, destination)
     assert errno_of(moving.result) == contract.errno(Refusal.MOVE_INITIALIZED)
     assert count(source) == counted(2)
     assert hkids.taken == 2
@@ -163,13 +172,8 @@ def test_source_that_is_finalized_while_the_move_waits_for_it_is_moved(
 ) -> None:
     source = tdx_cleanup.enter_context(build.populated(owner))
     destination = destination_of(source, tdx_cleanup)
-    with held(tdx_host.agent.files, "TDH.MR.FINALIZE", cpu=1) as hold:
-        finalizing = owner.start(on([1], commands.finalize_vm(source.td.fd)))
-        assert hold.reached(finalizing.done)
-        moving = begun(owner, commands.move_from(destination.td.fd, source.td.fd))
-        assert not moving.done()
-    assert finalizing.result().complete
-    moving.result()
+    finalize = commands.finalize_vm(source.td.fd)
+    move_while(tdx_host, "TDH.MR.FINALIZE", finalize, source, destination).result()
     source.close()
     assert hkids.taken == 1
     destination.close()

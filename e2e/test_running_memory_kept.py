@@ -39,7 +39,7 @@ from fixtures.kvm.params import MemorySlot
 
 BASE, ELSEWHERE = 0x100000, 0x40000000
 VALUE, OTHER = 0x600DF00D, 0x0BADCAFE
-SYS_READ, SYS_WRITE, SYS_MMAP, SYS_MPROTECT, SYS_MADVISE, SYS_FTRUNCATE = 0, 1, 9, 10, 28, 77
+SYS_READ, SYS_WRITE, SYS_MMAP, SYS_MADVISE, SYS_FTRUNCATE = 0, 1, 9, 28, 77
 ZERO_RANGE = 0x10
 """fallocate(2)'s FALLOC_FL_ZERO_RANGE."""
 MADV_DONTNEED, MADV_HWPOISON = 4, 100
@@ -255,8 +255,7 @@ def test_memory_that_user_space_may_only_read_can_be_read_by_the_guest(launch: L
     worker = built.worker
     with Memory.map(worker, PAGE_SIZE) as memory:
         memory.write(0, VALUE.to_bytes(4, "little"))
-        protect = syscalls.syscall(SYS_MPROTECT, memory.address, PAGE_SIZE, mmap.PROT_READ)
-        assert worker.call(protect).ret == 0
+        memory.make_read_only()
         built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, memory.address))
         guest = Executor(built)
         assert ends(guest.run([load(SHARED_VA | ELSEWHERE)])) == [(None, hex(VALUE))]
