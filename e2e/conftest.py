@@ -82,8 +82,7 @@ def assert_gone(tdx_host: TdxHost, hkids: Hkids) -> Callable[[], None]:
         assert hkids.taken == 0
         if told:
             left = Truth(tdx_host.agent).state()
-            assert not left.tds
-            assert not left.vcpus
-            assert not [pages for pages in left.pages if pages.tdr is not None]
+            kept = [*left.tds, *left.vcpus, *(pages for pages in left.pages if pages.tdr is not None)]
+            assert not kept, f"the TDX module still keeps {kept}"
 
     return check

@@ -35,6 +35,18 @@ static void every_package_is_written_back(void)
 	CHECK(seam_packages == 3);
 }
 
+static void write_back_begun_anew_is_interrupted_anew(void)
+{
+	struct pt_regs start = { .cx = 0 };
+	struct pt_regs resume = { .cx = 1 };
+
+	kot_interrupt_cache_wb();
+	CHECK(leaf_phymem_cache_wb(&start) == SEAM_INTERRUPTED_RESUMABLE);
+	CHECK(leaf_phymem_cache_wb(&start) == SEAM_INTERRUPTED_RESUMABLE);
+	CHECK(leaf_phymem_cache_wb(&resume) == SEAM_NO_HKID_READY_TO_WBCACHE);
+	CHECK(leaf_phymem_cache_wb(&start) == SEAM_NO_HKID_READY_TO_WBCACHE);
+}
+
 static void write_back_resumes_on_its_package(void)
 {
 	struct pt_regs resume = { .cx = 1 };
@@ -81,6 +93,7 @@ static void history_is_read_while_it_wraps(void)
 
 static const struct unit_case cases[] = {
 	{ "every_package_is_written_back", every_package_is_written_back },
+	{ "write_back_begun_anew_is_interrupted_anew", write_back_begun_anew_is_interrupted_anew },
 	{ "write_back_resumes_on_its_package", write_back_resumes_on_its_package },
 	{ "history_is_read_while_it_wraps", history_is_read_while_it_wraps },
 };

@@ -79,6 +79,7 @@ typedef struct { long counter; } atomic_long_t;
 #define atomic_long_inc(v) ((v)->counter++)
 #define atomic_long_dec(v) ((v)->counter--)
 #define atomic_long_andnot(i, v) ((v)->counter &= ~(i))
+#define test_bit(nr, p) (!!((p)[(nr) / BITS_PER_LONG] & BIT((nr) % BITS_PER_LONG)))
 #define set_bit(nr, p) ((p)[(nr) / BITS_PER_LONG] |= BIT((nr) % BITS_PER_LONG))
 
 static inline bool test_and_clear_bit(long nr, unsigned long *p)
