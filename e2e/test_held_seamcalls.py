@@ -193,7 +193,7 @@ STEPS: Mapping[str, tuple[Prepare, Ask]] = {
 }
 
 
-@pytest.mark.parametrize("other", ["init-vm", "end"])
+@pytest.mark.parametrize("other", ["init-vm", "add-page", "end"])
 @pytest.mark.parametrize("step", STEPS)
 def test_td_comes_and_goes_while_a_seamcall_of_another_lasts(
     step: str, other: str, tdx_host: TdxHost, owner: Worker, hkids: Hkids

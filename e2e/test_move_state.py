@@ -23,7 +23,7 @@ from fixtures.deadline import until
 from fixtures.errors import HarnessError
 from fixtures.guests import output, timer
 from fixtures.guests.execute import SHARED_VA, Executor, accept, load, vmcall
-from fixtures.guests.ghci import HLT, RDMSR, WRMSR
+from fixtures.guests.ghci import BLOCKED, HLT, KICK_CPU, RDMSR, WRMSR
 from fixtures.guests.launch import Launch
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
@@ -45,10 +45,6 @@ FIRST, SECOND = 0x61, 0x92
 MS = 1_000_000
 TIMERS = "/proc/timer_list"
 MSR_KVM_POLL_CONTROL, MSR_MTRR_DEF_TYPE = 0x4B564D05, 0x2FF
-KICK_CPU = 5
-"""A hypercall of KVM: make a vCPU of an APIC id go on."""
-BLOCKED = 1
-"""R12 of HLT: the guest has its interrupts off."""
 
 
 @dataclass

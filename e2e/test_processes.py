@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import signal
+import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from fixtures.agent.client import Job, Worker
 from fixtures.cgroup import Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Promise, Refusal
+from fixtures.deadline import comes_true, until
 from fixtures.findings import shows
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -31,10 +34,13 @@ from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.fd import Fd
 from fixtures.kvm.many import many_tds
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.td import Td
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
+SYS_EXECVE = 59  # x86-64
+ANOTHER_PROGRAM = "/bin/sleep"
 RACERS = 4
 ROUNDS, MANY_ROUNDS = 6, 30
 
@@ -69,6 +75,24 @@ def test_sigkill_in_the_midst_of_construction_gives_all_back(tdx_host: TdxHost, 
             owner.kill()
             owner.wait()
         assert hkids.taken == 0
+
+
+def test_owner_that_executes_another_program_gives_its_hkid_back(
+    owner: Worker, tdx_host: TdxHost, hkids: Hkids, assert_gone: Callable[[], None]
+) -> None:
+    """KVM opens its files with O_CLOEXEC, those of vCPUs too."""
+    build.at(Stage.WITH_VCPUS, owner)
+    memory = Memory.map(owner, abi.PAGE_SIZE)
+    program, arguments = f"{ANOTHER_PROGRAM}\0".encode(), memory.address + 2048
+    memory.write(0, program + b"1000\0")
+    memory.write(2048, struct.pack("<QQQ", memory.address, memory.address + len(program), 0))
+    owner.start(syscalls.syscall(SYS_EXECVE, memory.address, arguments, 0))
+    told = f"/proc/{owner.pid}/cmdline"
+    until(lambda: ANOTHER_PROGRAM in tdx_host.agent.files.read_text(told), "the program to begin")
+    assert comes_true(lambda: hkids.taken == 0)
+    assert_gone()
+    owner.kill()
+    owner.wait()
 
 
 def construction(kvm: Kvm, *, repeat: int) -> Call[BatchResult]:
@@ -131,6 +155,18 @@ def test_heir_can_do_nothing_with_the_td(
         assert hkids.taken == 0
         built.td.init_vm(params)
         assert hkids.taken == 1
+
+
+def test_number_of_a_vms_fd_may_be_given_again_while_the_vm_lives(owner: Worker, hkids: Hkids) -> None:
+    """KVM names a VM by it in debugfs."""
+    with Kvm.open(owner) as kvm, kvm.create_td() as first:
+        number = first.fd
+        with first.dup():
+            first.close()
+            with kvm.create_td() as second:
+                assert second.fd == number
+                second.init_vm()
+                assert hkids.taken == 1
 
 
 def test_fd_on_its_way_to_another_process_holds_the_hkid(
@@ -250,6 +286,33 @@ def test_creators_and_destroyers_at_the_limit_lose_nothing(
     with shows("F8"):
         assert seen <= {none_left}
     assert hkids.free == 2
+
+
+@pytest.mark.slow
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_needs("parked-tasks")
+@pytest.mark.tdx_finding("F1", **F1)
+def test_one_of_two_gets_the_last_place_below_a_limit_wherever_the_other_is_in_its_charge(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    """One is stopped at each instruction of misc_cg_try_charge() in turn, and the other comes."""
+    tdx_cgroup.set_max(1)
+    one, other = (tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path)) for _ in range(2))
+    kvms = [tdx_cleanup.enter_context(Kvm.open(worker)) for worker in (one, other)]
+    params = default_params(one)
+    for steps in count():
+        with kvms[0].create_td() as td, kvms[1].create_td() as rival:
+            with parked(tdx_host, "misc_cg_try_charge", cpu=1, steps=steps) as park:
+                init = one.start(on([1], commands.init_vm(td.fd, params)))
+                stopped = park.reached(init.done)
+                second = error_of(other, lambda: other.call(commands.init_vm(rival.fd, params)))
+            errors = [error_of(one, partial(init.result().__getitem__, 1)), second]
+            with shows("F1"):
+                assert sorted(errors) == [0, contract.errno(Refusal.INIT_CGROUP_MAX)], f"{steps} instructions"
+                assert tdx_cgroup.current == 1
+        if not stopped:
+            break
+    assert steps > 20
 
 
 @pytest.mark.tdx_host(cpus=2)

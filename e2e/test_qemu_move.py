@@ -277,6 +277,23 @@ def test_moves_after_a_reset(cpu: str, hkids: Hkids, movable_tds: QemuTds) -> No
     assert hkids.taken == 1
 
 
+def test_moves_and_is_reset_after_somebody_has_asked_what_a_td_can_be_told(
+    hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    """QEMU makes an object of the type to answer, which is no guest."""
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    for _ in range(2):
+        assert source.execute("qom-list-properties", typename="tdx-guest")
+    td = moved_once(movable_tds, source)
+    assert td.execute("qom-list-properties", typename="tdx-guest")
+    before = td.console.position
+    with resetting(td):
+        reset(td)
+    td.console.wait_for("^ready, 1 vCPUs$", Deadline(10, "the payload after a reset"), since=before)
+    assert hkids.taken == 1
+
+
 def test_guest_ends_itself_after_a_move(hkids: Hkids, movable_tds: QemuTds) -> None:
     td = moved_once(movable_tds, movable_tds.run(extra_args=("-no-reboot",)))
     td.console.send_line("r")
@@ -296,7 +313,9 @@ def test_guest_is_interrupted_for_a_quote_in_the_destination_if_it_wanted_it_in_
     assert ask(td, "i") == "notified 1"
 
 
-def test_guest_is_interrupted_when_there_is_no_quote(movable_tds: QemuTds, quotes: QuoteService) -> None:
+def test_guest_is_interrupted_after_a_move_when_there_is_no_quote(
+    movable_tds: QemuTds, quotes: QuoteService
+) -> None:
     source = movable_tds.run(**quotes.change)
     assert ask(source, "n") == "notify 0"
     td = moved_once(movable_tds, source)

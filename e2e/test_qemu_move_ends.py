@@ -87,6 +87,25 @@ def assert_has_lost_nothing(td: QemuTd, hkids: Hkids) -> None:
     assert hkids.taken == 1
 
 
+# one of them is to be reset
+
+
+def test_td_cannot_be_reset_where_it_was(source: QemuTd, destination: Destination, hkids: Hkids) -> None:
+    moved(source, destination)
+    assert error_of(source, "system_reset") == "the destination has taken the guest over"
+    assert source.status == "postmigrate"
+    assert source.quit() == 0
+    assert_has_lost_nothing(destination, hkids)
+
+
+def test_td_cannot_be_reset_where_it_will_be(half_way: Move, hkids: Hkids) -> None:
+    assert error_of(half_way.destination, "system_reset") == "the source still has the guest"
+    proceed(half_way.source)
+    assert half_way.end() == "completed"
+    half_way.destination.await_event("RESUME")
+    assert_has_lost_nothing(half_way.destination, hkids)
+
+
 # the source is killed
 
 

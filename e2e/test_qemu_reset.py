@@ -67,6 +67,19 @@ def test_it_is_another_td_for_the_module_and_the_old_one_is_gone(qemu_tds: QemuT
 
 
 @MAY_CRASH
+@pytest.mark.tdx_finding("Q18", qemu=("11.1",))
+def test_td_is_reset_after_somebody_has_asked_what_a_td_can_be_told(hkids: Hkids, qemu_tds: QemuTds) -> None:
+    """QEMU makes an object of the type to answer, which is no guest."""
+    td = qemu_tds.start(cpu=FIXED_CLOCK)
+    told = td.execute("qom-list-properties", typename="tdx-guest")
+    assert "quote-generation-socket" in {one["name"] for one in told}
+    with shows("Q18", match="QEMU ended with status -"), resetting_stock(td):
+        reset(td)
+    assert td.status == "prelaunch"
+    assert hkids.taken == 1
+
+
+@MAY_CRASH
 @pytest.mark.tdx_finding("Q7", qemu=("11.1",))
 def test_never_has_two_hkids(
     tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack, qemu_tds: QemuTds

@@ -19,13 +19,11 @@ from fixtures.kvm import commands
 from fixtures.kvm.abi import OF_REGISTERS, PAGE_SIZE, Cap
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.exits import FatalErrorExit, InterruptedExit, IoExit, ShutdownExit
-from fixtures.kvm.memory import Memory
 from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
 EXIT_REASONS = {"hlt": 12, "in": 30, "rdmsr": 31, "cpuid": 10}
 GOOD = 0x600D
-SYS_ARCH_PRCTL, SET_GS, GET_GS = 158, 0x1001, 0x1004
 
 
 # one vCPU
@@ -113,20 +111,6 @@ def test_capabilities_can_be_asked_for_while_a_vcpu_runs(launch: Launch) -> None
 def pin(vcpu: Vcpu, cpu: int) -> None:
     """Pin the thread that calls KVM_RUN to one CPU."""
     assert vcpu.worker.call(syscalls.affinity([cpu])) == [cpu]
-
-
-def test_thread_keeps_its_gs_base_whatever_it_was_when_the_vcpu_ran_first(launch: Launch) -> None:
-    """``tdx_prepare_switch_to_host``: KVM puts it back, the CPU has lost it (TDX module, TDH.VP.ENTER)."""
-    built = launch("count")
-    (vcpu,), worker = built.vcpus, built.worker
-    memory = Memory.map(worker, PAGE_SIZE)
-    run = commands.run_port(vcpu.fd, vcpu.run_page().address, VALUE, 2)
-    for base in (0x1234000, 0x5678000, 0):
-        put, got = (
-            syscalls.syscall(SYS_ARCH_PRCTL, *what) for what in ((SET_GS, base), (GET_GS, memory.address))
-        )
-        worker.batch([put, run, got])
-        assert hex(int.from_bytes(memory.read(0, 8), "little")) == hex(base)
 
 
 def test_vcpu_goes_from_cpu_to_cpu(launch: Launch) -> None:
@@ -218,7 +202,9 @@ def test_user_space_can_neither_see_nor_change_registers(launch: Launch, contrac
 
 
 def test_smi_is_refused(launch: Launch, contract: Contract) -> None:
-    (vcpu,) = launch("count").vcpus
+    built = launch("count")
+    (vcpu,) = built.vcpus
+    assert built.td.check_extension(Cap.X86_SMM) == 0
     output.numbers(vcpu, 2)
     with refused(contract, Refusal.SMI):
         vcpu.smi()

@@ -3,26 +3,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import pytest
 
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call
+from fixtures.agent.client import Worker
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.deadline import until
 from fixtures.findings import shows
-from fixtures.guests import output
-from fixtures.guests.ghci import HLT, WRMSR
+from fixtures.guests import output, timer
+from fixtures.guests.execute import Executor, vmcall
+from fixtures.guests.ghci import BLOCKED, HLT, KICK_CPU, SEND_IPI, WRMSR
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
 from fixtures.guests.output import INTERRUPT_VECTOR, INTERRUPTS_READY
 from fixtures.guests.running import halted, once
-from fixtures.guests.timer import APIC_ENABLED, X2APIC_SPIV
+from fixtures.guests.timer import APIC_ENABLED, X2APIC_SPIV, Mode
 from fixtures.guests.vectors import BY, VECTORS, Raise, arrived
+from fixtures.host.base import TdxHost
 from fixtures.kvm import abi, commands
-from fixtures.kvm.abi import PAGE_SIZE, TdVmCall, VcpuEvents
-from fixtures.kvm.build import Assembly
+from fixtures.kvm.abi import PAGE_SIZE, Cap, TdVmCall, VcpuEvents
+from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.errors import errno_of
 from fixtures.kvm.exits import InterruptedExit, ShutdownExit, TdVmCallExit
 from fixtures.kvm.memory import Memory
@@ -34,6 +39,10 @@ QUOTE_GPA = 0x200000
 QUOTE_STATUS = 8
 """Offset of the status in a request for a quote (GHCI 1.5, GetQuote)."""
 IN_FLIGHT = (1 << 64) - 1
+HALT_POLL_NS = "/sys/module/kvm/parameters/halt_poll_ns"
+A_SECOND = 1_000_000_000
+DEADLINE_NS = 300_000_000
+"""So far ahead that it is taken back in time."""
 
 
 def ready(vcpu: Vcpu) -> None:
@@ -154,7 +163,7 @@ def test_guest_that_halts_with_interrupts_blocked_is_woken_by_an_nmi_only(launch
     mailbox, (vcpu,) = Mailbox(built), built.vcpus
     # KVM drops what is sent to an APIC that the guest has not enabled.
     assert mailbox.call(Registers(r11=WRMSR, r12=X2APIC_SPIV, r13=APIC_ENABLED)).r10 == 0
-    mailbox.memory.write(0, Registers(r11=HLT, r12=1).pack())
+    mailbox.memory.write(0, Registers(r11=HLT, r12=BLOCKED).pack())
     running = once(vcpu, halted, vcpu.start)
     assert built.td.signal_msi(INTERRUPT_VECTOR) == 1
     assert isinstance(running.stop(), InterruptedExit)
@@ -162,6 +171,70 @@ def test_guest_that_halts_with_interrupts_blocked_is_woken_by_an_nmi_only(launch
     assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
     vcpu.nmi()
     assert isinstance(vcpu.run(), ShutdownExit)
+
+
+def test_kick_that_comes_before_the_guest_halts_ends_that_halt_and_no_other(launch: Launch) -> None:
+    built = launch("execute")
+    guest, (vcpu,) = Executor(built), built.vcpus
+    halt = vmcall(HLT, r12=BLOCKED)
+    for _ in range(2):
+        guest.run([vmcall(0, number=KICK_CPU, r12=vcpu.id), halt])
+    guest.begin([halt])
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+@pytest.mark.parametrize("ident", [0, 255, 300])
+def test_ipi_by_a_hypercall_reaches_the_vcpus_that_it_names(
+    ident: int, owner: Worker, payloads: Mapping[str, bytes], tdx_cleanup: ExitStack
+) -> None:
+    """Those of a bitmap that begins at any APIC id; KVM returns to how many it went."""
+    built = tdx_cleanup.enter_context(Assembly(owner)).create().init().create_vcpus(first=ident)
+    built.initialize_vcpus().populate(Region.firmware(payloads["vmcall"])).finalize()
+    mailbox = Mailbox(built)
+    assert mailbox.call(Registers(r11=WRMSR, r12=X2APIC_SPIV, r13=APIC_ENABLED)).r10 == 0
+
+    def ipi(bitmap: int, first: int) -> int:
+        return mailbox.call(Registers(r10=SEND_IPI, r11=bitmap, r13=first, r14=INTERRUPT_VECTOR)).r10
+
+    assert [ipi(1, ident), ipi(2, ident), ipi(1, ident + 1)] == [1, 0, 0]
+    if ident:
+        assert ipi(2, ident - 1) == 1
+
+
+def test_deadline_that_was_taken_back_does_not_come(launch: Launch) -> None:
+    built = launch("execute")
+    guest = Executor(built)
+    khz = built.td.get_tsc_khz()
+    deadline = timer.arm(guest, Mode.DEADLINE, INTERRUPT_VECTOR, ns=DEADLINE_NS, tsc_khz=khz)
+    timer.write(guest, {timer.TSC_DEADLINE: 0})
+    until(lambda: timer.tsc(guest) > deadline, "the deadline to pass")
+    assert not timer.has_come(guest, INTERRUPT_VECTOR)
+
+
+def test_vcpu_that_halts_is_not_waited_for_busily_if_user_space_says_so(
+    launch: Launch, tdx_host: TdxHost, tdx_cleanup: ExitStack
+) -> None:
+    """KVM_CAP_HALT_POLL: a VM's own limit, 0 too, goes before that of the module."""
+    files = tdx_host.agent.files
+    before = files.read_text(HALT_POLL_NS)
+    tdx_cleanup.callback(files.write, HALT_POLL_NS, before)
+    files.write(HALT_POLL_NS, str(A_SECOND))
+
+    def polls(*limit: int) -> int:
+        built = launch("interrupt")
+        for ns in limit:
+            built.td.enable_cap(Cap.HALT_POLL, ns)
+        (vcpu,) = built.vcpus
+        ready(vcpu)
+        for _ in range(3):
+            running = once(vcpu, halted, vcpu.start)
+            built.td.signal_msi(INTERRUPT_VECTOR)
+            output.number_of(running.result())
+        with vcpu.stats_fd() as stats:
+            return stats.read()["halt_attempted_poll"][0]
+
+    assert polls() > 0
+    assert polls(0) == 0
 
 
 @pytest.mark.parametrize("raise_by", BY)

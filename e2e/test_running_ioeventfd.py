@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes of a TD that KVM_IOEVENTFD takes: they count in an eventfd, and the guest goes on without an exit.
+"""Writes of a TD without an exit: those that KVM_IOEVENTFD counts in an eventfd, and those kept in the ring.
 
-Source: ``tdx_emulate_mmio``, ``tdx_emulate_io`` in arch/x86/kvm/vmx/tdx.c; virt/kvm/eventfd.c.
+Source: ``tdx_emulate_mmio``, ``tdx_emulate_io`` in arch/x86/kvm/vmx/tdx.c; virt/kvm/.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
 
+from fixtures.guests.execute import Executor, Row, tdcall
 from fixtures.guests.ghci import IO, MMIO
+from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
+from fixtures.kvm import commands
+from fixtures.kvm.abi import PAGE_SIZE, Cap
+from fixtures.kvm.build import Assembly
 from fixtures.kvm.exits import Exit, IoExit, MmioExit
 from fixtures.kvm.files import Ioeventfd
 from fixtures.kvm.params import InitVmParams
@@ -91,3 +97,42 @@ def test_every_access_to_a_port_is_counted_as_an_exit(mailbox: Mailbox) -> None:
             return stats.read()["io_exits"][0] - before
 
         assert [exits(io()), exits(io(size=3))] == [2, 2]
+
+
+# the ring
+
+
+RING_HEAD = struct.Struct("<II")
+"""``struct kvm_coalesced_mmio_ring``: where user space reads next, and where KVM writes next."""
+ENTRY = struct.Struct("<QIIQ")
+"""``struct kvm_coalesced_mmio``: address, size in bytes, whether it is a port, data."""
+ROOM = (PAGE_SIZE - RING_HEAD.size) // ENTRY.size - 1
+"""One place stays empty, so that a full ring is not an empty one."""
+ALL_PASS = 0xFC00
+"""R10 to R15 of the TDVMCALL."""
+
+
+def row(asked: Registers) -> Row:
+    """A TDVMCALL for the payload ``execute``."""
+    return tdcall(0, rcx=ALL_PASS, r11=asked.r11, r12=asked.r12, r13=asked.r13, r14=asked.r14, r15=asked.r15)
+
+
+def ring(built: Assembly) -> tuple[int, list[tuple[int, ...]]]:
+    """Where user space reads next, and the writes in the ring from its begin."""
+    page = built.td.check_extension(Cap.COALESCED_MMIO)
+    data = built.vcpus[0].run_page().read(page * PAGE_SIZE, PAGE_SIZE)
+    first, last = RING_HEAD.unpack_from(data)
+    return first, [ENTRY.unpack_from(data, RING_HEAD.size + index * ENTRY.size) for index in range(last)]
+
+
+@pytest.mark.parametrize(("write", "address", "kind"), WAYS)
+def test_write_for_which_the_ring_has_no_room_leaves(
+    write: Write, address: int, kind: type[Exit], launch: Launch
+) -> None:
+    built = launch("execute")
+    guest, port = Executor(built), kind is IoExit
+    built.worker.call(commands.register_coalesced_mmio(built.td.fd, address, SIZE, port=port))
+    found = guest.run_to_exit([row(write(data=data)) for data in range(ROOM + 1)])
+    assert isinstance(found, MmioExit | IoExit)
+    assert int.from_bytes(found.data, "little") == ROOM
+    assert ring(built) == (0, [(address, SIZE, int(port), data) for data in range(ROOM)])

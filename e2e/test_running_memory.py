@@ -15,10 +15,10 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.guests import output
-from fixtures.guests.execute import SHARED_VA, Executor, Row, load
+from fixtures.guests.execute import SHARED_VA, Executor, Row, load, store
 from fixtures.guests.launch import Launch
-from fixtures.guests.running import inside, once
-from fixtures.kvm import abi
+from fixtures.guests.running import inside, interrupted, once
+from fixtures.kvm import abi, commands
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.errors import errno_of
@@ -316,7 +316,39 @@ def test_shared_memory_that_comes_late_is_what_the_guest_finds(launch: Launch) -
     assert (found.gpa, found.private) == (ELSEWHERE, True)
 
 
+@pytest.mark.tdx_needs("late-memory")
+def test_populating_with_shared_memory_that_does_not_come_ends_after_a_signal(launch: Launch) -> None:
+    built = launch("accept")
+    (vcpu,) = built.vcpus
+    with LateMemory.map(built.worker, PAGE_SIZE) as late:
+        built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, late.address))
+        populating = built.worker.start(commands.pre_fault_memory(vcpu.fd, ELSEWHERE, PAGE_SIZE))
+        late.wanted()
+        assert errno_of(partial(interrupted, populating)) == errno.EINTR
+        late.give(b"")
+        assert vcpu.pre_fault(ELSEWHERE, PAGE_SIZE) == 0
+
+
 # memory whose changes are to be logged
+
+
+def test_each_write_of_the_guest_to_shared_memory_is_logged(launch: Launch) -> None:
+    """The second to a page, too, after user space has read of the first."""
+    built = launch("execute")
+    guest = Executor(built)
+    memory, bitmap = Memory.map(built.worker, 2 * PAGE_SIZE), Memory.map(built.worker, PAGE_SIZE)
+    slot = MemorySlot(
+        built.free_slot, ELSEWHERE, 2 * PAGE_SIZE, memory.address, flags=abi.KVM_MEM_LOG_DIRTY_PAGES
+    )
+    built.td.set_slot(slot)
+
+    def dirty() -> int:
+        built.worker.call(commands.get_dirty_log(built.td.fd, slot.slot, bitmap.address))
+        return word(bitmap.read(0, 8))
+
+    for pages in ([1], [1], [0], [0, 1], [1], []):
+        guest.run([store(SHARED_VA | ELSEWHERE + page * PAGE_SIZE, FROM_GUEST) for page in pages])
+        assert dirty() == sum(1 << page for page in pages)
 
 
 def test_dirty_pages_of_private_memory_cannot_be_logged(launch: Launch, contract: Contract) -> None:

@@ -177,6 +177,7 @@ def test_msr_that_the_filter_denies_is_written_to_user_space(filtered: Mailbox) 
 def test_guest_gets_an_error_for_the_msr_that_user_space_refuses(filtered: Mailbox) -> None:
     for leaf in (RDMSR, WRMSR):
         found = msr_exit(filtered.begin(Registers(r11=leaf, r12=MISC_ENABLE, r13=1)))
+        assert found.error == 0, "it is an error only if user space says so"
         filtered.vcpu.answer(found, ret=1)
         assert filtered.result().r10 == INVALID_OPERAND
 

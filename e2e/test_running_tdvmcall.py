@@ -269,6 +269,27 @@ def test_map_gpa_of_much_is_asked_in_parts_of_2_mib(mailbox: Mailbox) -> None:
     assert mailbox.result().r10 == SUCCESS
 
 
+@pytest.mark.parametrize("size", [4 * PAGE_SIZE, TWO_MIB + PAGE_SIZE, 2 * TWO_MIB + 4 * PAGE_SIZE], ids=hex)
+def test_parts_of_a_map_gpa_that_begins_anywhere_are_all_that_was_asked_for(
+    size: int, mailbox: Mailbox
+) -> None:
+    end = asked = AREA - 2 * PAGE_SIZE
+    found: Exit = map_gpa(mailbox, asked, size)
+    while isinstance(found, MapGpaExit):
+        assert found.gpa == end
+        end += found.size
+        found = mailbox.vcpu.run()
+    assert mailbox.result_after(found).r10 == SUCCESS
+    assert hex(end) == hex(asked + size)
+
+
+@pytest.mark.parametrize("last", [SHARED - PAGE_SIZE, 2 * SHARED - PAGE_SIZE], ids=["private", "shared"])
+def test_map_gpa_of_the_last_page_asks_user_space(last: int, mailbox: Mailbox) -> None:
+    found = map_gpa(mailbox, last, PAGE_SIZE)
+    assert (found.gpa, found.size, found.private) == (SHARED - PAGE_SIZE, PAGE_SIZE, last < SHARED)
+    assert mailbox.result().r10 == SUCCESS
+
+
 @pytest.mark.parametrize("gpa", [AREA, 1 << 40 | AREA], ids=hex)
 def test_map_gpa_as_a_hypercall_of_kvm_is_asked_with_the_guests_arguments(gpa: int, mailbox: Mailbox) -> None:
     """R10 is the number, R11 to R14 are the arguments (``tdx_emulate_vmcall``)."""

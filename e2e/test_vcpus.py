@@ -175,6 +175,19 @@ def test_vcpu_that_gets_no_file_descriptor_leaves_its_place_and_its_cpu(
         vcpu.init_vcpu()
 
 
+def test_statistics_that_get_no_file_descriptor_keep_nothing(
+    assert_gone: Callable[[], None], owner: Worker
+) -> None:
+    td = build.initialized(owner).td
+    vcpu = td.create_vcpu()
+    with no_more_fds(owner):
+        for thing in (td, vcpu):
+            assert errno_of(thing.stats_fd) == errno.EMFILE
+    vcpu.close()
+    td.close()
+    assert_gone()
+
+
 def test_two_at_once_do_not_both_get_the_last_place(
     tdx_host: TdxHost, td: Td, limit: int, contract: Contract
 ) -> None:
@@ -221,6 +234,15 @@ def test_limit_of_a_plain_vm_cannot_be_changed(kvm: Kvm, contract: Contract) -> 
 def test_id_that_exists_is_refused(td: Td, contract: Contract) -> None:
     with td.create_vcpu(0), refused(contract, Refusal.VCPU_DUPLICATE):
         td.create_vcpu(0)
+
+
+def test_id_that_exists_is_refused_whatever_came_after_it(td: Td, limit: int, contract: Contract) -> None:
+    for ident in range(1, min(limit, 3)):
+        td.create_vcpu(ident)
+    td.create_vcpu(0)
+    for ident in range(min(limit, 3)):
+        with refused(contract, Refusal.VCPU_DUPLICATE if limit > 3 else Promise.VCPU_TOO_MANY):
+            td.create_vcpu(ident)
 
 
 def test_full_td_refuses_an_id_that_exists_as_one_too_many(td: Td, limit: int, contract: Contract) -> None:
