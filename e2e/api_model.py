@@ -30,6 +30,7 @@ from fixtures.kvm.defaults import default_params, vcpu_cpuid
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import InitVmParams, MemorySlot
+from fixtures.kvm.told import after_create_vm
 
 PROCESSES, TDS, VCPUS, SLOTS = 2, 3, 3, 2
 """How many there are of each; numbers in requests are below these."""
@@ -134,6 +135,8 @@ class Api(Closing):
             if td in self._tds:
                 self._drop(self._tds.pop(td))
             fd = self._expect(0, commands.create_vm(self._kvms[process], VmType.TDX), process)
+            for call in after_create_vm(self._workers[process], fd):
+                self._expect(0, call, process)
             self._tds[td] = Td(process, fd)
 
     def split_irqchip(self, td: int) -> None:

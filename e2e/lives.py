@@ -34,6 +34,7 @@ from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import default_params, vcpu_cpuid
 from fixtures.kvm.errors import KvmError
 from fixtures.kvm.params import MemorySlot
+from fixtures.kvm.told import after_create_vm
 from fixtures.softseam import records
 from fixtures.softseam.inject import Injection
 from fixtures.softseam.records import KeyRecord, LeafRecord, PageRecord
@@ -120,6 +121,8 @@ class Life:
         self.tds.append(td)
         self._vcpus.append([])
         self._memfds.append([])
+        for call in after_create_vm(self._worker, td):
+            self._add(call)
         self._add(commands.enable_cap(td, Cap.SPLIT_IRQCHIP, 24))
         self._add(commands.enable_cap(td, Cap.EXIT_HYPERCALL, 1 << abi.KVM_HC_MAP_GPA_RANGE))
 

@@ -251,10 +251,40 @@ def add_vcpu(td: Td, ident: int) -> None:
     vcpu.init_vcpu()
 
 
+@pytest.fixture(params=[VmType.TDX, VmType.DEFAULT], ids=["td", "plain"])
+def kind(request: pytest.FixtureRequest, contract: Contract) -> VmType:
+    """A type of VMs of which user space sets the number of vCPUs."""
+    if request.param == VmType.DEFAULT and contract.errno(Promise.CAP_OTHER_VMS):
+        pytest.skip(f"{contract.name} lets nobody set the number of a plain VM")
+    return VmType(request.param)
+
+
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("cap-lower")
 @pytest.mark.usefixtures("number_may_be_set")
-@pytest.mark.parametrize("kind", [VmType.TDX, VmType.DEFAULT], ids=["td", "plain"])
+def test_number_may_be_the_one_that_is_told_though_fewer_cpus_are_online(
+    kind: VmType, kvm: Kvm, hotplug: Cpus
+) -> None:
+    hotplug.offline(1)
+    with kvm.create_vm(kind) as vm:
+        told = vm.check_extension(Cap.MAX_VCPUS)
+        vm.enable_cap(Cap.MAX_VCPUS, told)
+        assert vm.check_extension(Cap.MAX_VCPUS) == told
+
+
+@pytest.mark.tdx_host(cpus=4)
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
+def test_number_can_be_lowered_again_and_again(kind: VmType, kvm: Kvm) -> None:
+    with kvm.create_vm(kind) as vm:
+        for number in (4, 3, 3, 2, 1, 1):
+            vm.enable_cap(Cap.MAX_VCPUS, number)
+            assert vm.check_extension(Cap.MAX_VCPUS) == number
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
 def test_number_can_still_be_changed_after_a_vcpu_that_failed(kind: VmType, kvm: Kvm) -> None:
     """There is none in the VM."""
     with kvm.create_vm(kind) as vm:

@@ -27,6 +27,7 @@ from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
+from fixtures.kvm.told import after_create_vm
 from fixtures.softseam.truth import Truth
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -115,6 +116,8 @@ def lives_until_all_are_closed(recorder: Recorder, kvm: Kvm, order: tuple[str, .
     params = default_params(kvm.worker)
     size = run_size(kvm.worker)
     vm = recorder.ioctl_fd(commands.create_vm(kvm.fd, VmType.TDX), lambda _: None)
+    for call in after_create_vm(kvm.worker, vm):
+        recorder.add(call)
     recorder.add(commands.enable_cap(vm, Cap.SPLIT_IRQCHIP, 24))
     recorder.add(commands.init_vm(vm, params))
     vcpu = recorder.ioctl_fd(commands.create_vcpu(vm, 0), lambda _: None)
@@ -174,6 +177,7 @@ def test_freed_ids_are_used_again_and_again(tdx_host: TdxHost, kvm: Kvm, hkids: 
     seen = max((event.seq for event in Truth(tdx_host.agent).history()), default=-1) if told else -1
     cycle: list[Call[Any]] = [
         commands.create_vm(kvm.fd, VmType.TDX),
+        *after_create_vm(kvm.worker, Earlier(0)),
         commands.init_vm(Earlier(0), default_params(kvm.worker)),
         syscalls.close(Earlier(0)),
     ]

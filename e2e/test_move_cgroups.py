@@ -17,7 +17,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import comes_true
 from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
-from fixtures.kvm.abi import Cap, MoveRole
+from fixtures.kvm.abi import PAGE_SIZE, Cap, MoveRole
 from fixtures.kvm.build import Assembly
 from fixtures.kvm.move import move_from
 from fixtures.kvm.td import Td
@@ -99,6 +99,8 @@ def second_ones_limit_decides(
     assert [group.current for group in pair] == [1, 0]
     assert pair[1].events_local == 1
     assert count(source) == counted(2)
+    program = source.placed[0].region
+    assert source.vcpus[0].pre_fault(program.gpa, PAGE_SIZE) == 0
     pair[1].set_max(1)
     move_from(source, to=destination)
     assert [group.current for group in pair] == [0, 1]
@@ -267,6 +269,23 @@ def test_charge_moves_down_to_a_child(
     assert (parent.current, child.current, parent.peak) == (1, 1, 1)
     destination.close()
     assert (parent.current, child.current) == (0, 0)
+
+
+def test_charge_comes_from_a_cgroup_that_was_removed(
+    pair: tuple[Cgroup, Cgroup], tdx_cgroup: Cgroup, tdx_host: TdxHost, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """It stays with those above until the TD moves."""
+    owner = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=pair[0].path))
+    source = launch("count", owner=owner)
+    count(source)
+    owner.enter_cgroup(pair[1].path)
+    pair[0].remove()
+    assert (tdx_cgroup.current, pair[1].current) == (1, 0)
+    built = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert (tdx_cgroup.current, pair[1].current) == (1, 1)
+    assert count(built) == counted(2)
+    built.close()
+    assert (tdx_cgroup.current, pair[1].current) == (0, 0)
 
 
 def dying(files: Files, group: Cgroup) -> int:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.moved_events import GSI, assert_arrives_once, assign, source_with_event
-from e2e.moves import MOVES, destination_of
+from e2e.moves import MOVES, count, counted, destination_of
 from e2e.races import on
 from fixtures.agent import syscalls
 from fixtures.agent.call import batch_call
@@ -50,6 +50,29 @@ def test_event_of_the_dead_source_is_the_destinations(
         event.signal()
     source.close()
     assert_arrives_once(destination, event)
+
+
+def test_event_of_the_dead_source_that_somebody_has_read_is_nobodys(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    source, event = source_with_event(launch, tdx_cleanup)
+    destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    event.signal()
+    assert event.count() == 1
+    source.close()
+    assert event.count() == 0
+    assign(destination, event.fd)
+    (vcpu,) = destination.vcpus
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+
+
+def test_writes_that_the_source_counts_are_not_in_the_way(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    """KVM_IOEVENTFD is not moved: user space asks the destination for it."""
+    source = launch("count")
+    count(source)
+    with source.td.ioeventfd(output.VALUE, 4, port=True), source.td.ioeventfd(0x40000000, 4):
+        destination = move_from(source, to=destination_of(source, tdx_cleanup))
+    assert count(destination) == counted(2)
 
 
 def test_event_that_was_delivered_does_not_come_again_after_another_move(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import ExitStack
+from dataclasses import replace
 from fcntl import F_GETFD, F_GETFL
 from functools import partial
 
@@ -25,6 +26,7 @@ from fixtures.guests import output
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import begun, inside, once, spin
 from fixtures.host.base import TdxHost
+from fixtures.host.hkids import Hkids
 from fixtures.host.resources import MEMINFO, meminfo
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import FALLOC_FL_KEEP_SIZE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, PAGE_SIZE
@@ -41,6 +43,7 @@ from fixtures.softseam.inject import Injection
 pytestmark = MOVES
 
 SYS_FCNTL = 72  # x86-64
+ANOTHER_KHZ = 1_000_000
 
 
 @pytest.mark.parametrize("wrong", WRONG_MOVES)
@@ -183,6 +186,83 @@ def test_what_is_refused_through_a_link_allocates_nothing(launch: Launch, tdx_ho
 def unevictable_pages(host: TdxHost) -> int:
     """Number of the host's pages that cannot be swapped, as those of guest_memfds; a few may be missing."""
     return meminfo(host.agent.files.read_text(MEMINFO))["Unevictable"] * 1024 // PAGE_SIZE
+
+
+def test_link_does_not_keep_the_td(launch: Launch, owner: Worker, hkids: Hkids) -> None:
+    with build.created(owner) as other, launch("count") as source:
+        link_memory(other, *source.placed)
+        assert hkids.taken == 1
+        source.close()
+        assert hkids.taken == 0
+
+
+def test_linked_memory_can_be_taken_by_its_owner(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    """Before the move by the source, after it by the destination, whoever has a file of it still open."""
+    first, second = (
+        Region(0x100000, PAGE_SIZE, b"1" * PAGE_SIZE),
+        Region(0x200000, PAGE_SIZE, b"2" * PAGE_SIZE),
+    )
+    source = launch("count", regions=[first, second])
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    source.placed[-2].memfd.punch_hole()
+    move_from(source, to=destination)
+    destination.placed[-1].memfd.punch_hole()
+    assert count(destination) == counted(2)
+
+
+def test_second_link_of_the_destination_may_be_closed(launch: Launch, tdx_cleanup: ExitStack) -> None:
+    """The memory is that of the one in its slot."""
+    spare = Region(0x100000, PAGE_SIZE)
+    source = launch("count", regions=[spare])
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    links = [commands.link_guest_memfd(destination.td.fd, placed.memfd.fd) for placed in source.placed]
+    again = [source.worker.call(link) for link in links]
+    move_from(source, to=destination)
+    for fd in again:
+        source.worker.close_fd(fd)
+    assert destination.vcpus[0].pre_fault(spare.gpa, spare.size) == 0
+    assert count(destination) == counted(2)
+
+
+def test_memory_of_which_a_slot_has_a_later_part_is_the_destinations(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """No slot has its begin."""
+    source = launch("count")
+    count(source)
+    worker, gpa = source.worker, 0x300000
+    memory = Memory.map(worker, PAGE_SIZE)
+    memfd = source.td.create_guest_memfd(3 * PAGE_SIZE)
+    slot = MemorySlot(
+        *(source.free_slot, gpa, PAGE_SIZE, memory.address, memfd.fd),
+        guest_memfd_offset=PAGE_SIZE,
+        flags=KVM_MEM_GUEST_MEMFD,
+    )
+    source.td.set_slot(slot)
+    source.td.set_memory_attributes(gpa, PAGE_SIZE, private=True)
+    destination = destination_of(source, tdx_cleanup)
+    linked = worker.call(commands.link_guest_memfd(destination.td.fd, memfd.fd))
+    destination.td.set_slot(replace(slot, guest_memfd=linked))
+    move_from(source, to=destination)
+    assert destination.vcpus[0].pre_fault(gpa, PAGE_SIZE) == 0
+    GuestMemfd(worker, linked, 3 * PAGE_SIZE).punch_hole()
+    assert count(destination) == counted(2)
+
+
+def test_destination_that_was_refused_can_still_be_given_a_clock(
+    launch: Launch, owner: Worker, tdx_cleanup: ExitStack, contract: Contract
+) -> None:
+    source = launch("count")
+    count(source)
+    with build.created(owner) as destination:
+        link_memory(destination, *source.placed)
+        with refused(contract, Refusal.MOVE_OTHER_VCPUS):
+            move_from(source, to=destination)
+        destination.td.set_tsc_khz(ANOTHER_KHZ)
+        assert destination.td.get_tsc_khz() == ANOTHER_KHZ
+    assert count(source) == counted(2)
 
 
 def test_link_punches_no_hole_into_the_sources_memory(

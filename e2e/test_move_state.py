@@ -405,6 +405,21 @@ def test_pages_that_are_mapped_are_counted_where_the_td_is(launch: Launch, tdx_c
     assert pages_of(here) == (mapped[0] - 16, 0, 0)
 
 
+def test_pages_that_were_taken_before_the_move_are_not_counted(
+    launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    td = launch("memory", regions=[Region(0x100000, 16 * PAGE_SIZE)])
+    output.numbers(td.vcpus[0], 2)
+    td.vcpus[0].complete()
+    here = tdx_cleanup.enter_context(td.td.stats_fd())
+    (mapped, *_) = pages_of(here)
+    td.memfds[-1].punch_hole()
+    destination = destination_of(td, tdx_cleanup)
+    there = tdx_cleanup.enter_context(destination.td.stats_fd())
+    move_from(td, to=destination)
+    assert (pages_of(here), pages_of(there)) == ((0, 0, 0), (mapped - 16, 0, 0))
+
+
 def test_pages_of_shared_memory_are_counted_where_they_are_mapped(td: Moved) -> None:
     """The source still maps those of its process."""
     timer.tsc(td.guest)

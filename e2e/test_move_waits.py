@@ -121,7 +121,7 @@ def test_requests_that_wait_for_a_move_find_the_source_dead(
     destination = destination_of(source, tdx_cleanup)
     worker, vm, vcpu = source.worker, source.td.fd, source.vcpus[0].fd
     finalize, nmi = commands.finalize_vm(vm), commands.nmi(vcpu)
-    requests: list[Call[Any]] = [finalize, finalize, nmi, commands.create_vcpu(vm, 1)]
+    requests: list[Call[Any]] = [finalize, finalize, nmi, nmi, commands.create_vcpu(vm, 1)]
     with held(tdx_host.agent.files, "TDH.MEM.RANGE.BLOCK", cpu=1) as hold:
         sharing = worker.start(on([1], commands.set_memory_attributes(vm, PAGE.gpa, PAGE.size, 0)))
         assert hold.reached(sharing.done)
@@ -146,6 +146,8 @@ def move_while(
         assert hold.reached(asking.done)
         moving = begun(worker, commands.move_from(destination.td.fd, source.td.fd))
         assert not moving.done()
+        # A signal that does not kill does not end it.
+        assert moving.interrupt()
     assert asking.result().complete
     return moving
 

@@ -36,6 +36,7 @@ from fixtures.kvm.fd import Fd
 from fixtures.kvm.many import many_tds
 from fixtures.kvm.memory import Memory
 from fixtures.kvm.td import Td
+from fixtures.kvm.told import after_create_vm
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
 
@@ -99,12 +100,12 @@ def construction(kvm: Kvm, *, repeat: int) -> Call[BatchResult]:
     """A batch that creates TDs with an HKID and a guest_memfd, and closes them, one after the other."""
     steps: list[Call[Any]] = [
         commands.create_vm(kvm.fd, VmType.TDX),
+        *after_create_vm(kvm.worker, Earlier(0)),
         commands.init_vm(Earlier(0), default_params(kvm.worker)),
         commands.create_guest_memfd(Earlier(0), abi.PAGE_SIZE),
-        syscalls.close(Earlier(0)),
-        syscalls.close(Earlier(2)),
     ]
-    return batch_call(steps, repeat=repeat)
+    closing = [syscalls.close(Earlier(0)), syscalls.close(Earlier(len(steps) - 1))]
+    return batch_call([*steps, *closing], repeat=repeat)
 
 
 # succeeded by others
@@ -274,6 +275,7 @@ def test_creators_and_destroyers_at_the_limit_lose_nothing(
         device = Kvm.open(worker)
         steps: list[Call[Any]] = [
             commands.create_vm(device.fd, VmType.TDX),
+            *after_create_vm(worker, Earlier(0)),
             commands.init_vm(Earlier(0), params),
             syscalls.close(Earlier(0)),
         ]

@@ -196,7 +196,7 @@ def wrong_parameters(stage: Stage) -> None:
     """Refused by KVM, at each place, and by the module."""
     init_vm(
         stage,
-        lambda right: right.replace(reserved=(1,) + (0,) * 11),
+        lambda right: right.replace(reserved=(0, 1) + (0,) * 10),
         lambda right: right.replace(padding=1),
         lambda right: right.replace(attributes=1 << 63),
         lambda right: right.replace(xfam=1 << 63),

@@ -42,6 +42,7 @@ def twin(tdx_host: TdxHost, tdx_cleanup: ExitStack, tmp_path: Path) -> Twin:
         host = first.twin(tmp_path / f"twin-{next(number)}")
         tdx_cleanup.callback(host.close)
         host.start()
+        host.agent.customs.update(first.agent.customs)
         if not host.resumed:
             pytest.skip("no state of this host is kept (--tdx-fresh-boot, --tdx-qemu-arg, or a full disk)")
         return host

@@ -13,11 +13,12 @@ import pytest
 from e2e.findings import F12
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
+from fixtures.deadline import comes_true
 from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.guests.execute import SHARED_VA, Executor, Row, load, store
 from fixtures.guests.launch import Launch
-from fixtures.guests.running import inside, interrupted, once
+from fixtures.guests.running import inside, once
 from fixtures.kvm import abi, commands
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Assembly, Region
@@ -324,7 +325,8 @@ def test_populating_with_shared_memory_that_does_not_come_ends_after_a_signal(la
         built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, late.address))
         populating = built.worker.start(commands.pre_fault_memory(vcpu.fd, ELSEWHERE, PAGE_SIZE))
         late.wanted()
-        assert errno_of(partial(interrupted, populating)) == errno.EINTR
+        assert comes_true(lambda: not populating.interrupt()), "it waits on"
+        assert errno_of(populating.result) == errno.EINTR
         late.give(b"")
         assert vcpu.pre_fault(ELSEWHERE, PAGE_SIZE) == 0
 
