@@ -19,7 +19,7 @@ from fixtures.agent import syscalls
 from fixtures.contracts.answers import refused
 from fixtures.contracts.judge import Compliance, compliance
 from fixtures.contracts.probes import OK, Errno, NotVisible, Prober
-from fixtures.contracts.promises import Contract, Promise, Refusal, Size
+from fixtures.contracts.promises import Answer, Contract, Promise, Refusal, Size
 from fixtures.findings import shows
 from fixtures.guests import output
 from fixtures.guests.running import begun
@@ -36,9 +36,11 @@ from fixtures.kvm.errors import errno_of
 from fixtures.kvm.many import many_tds
 from fixtures.kvm.td import Td
 from fixtures.softseam.hold import held
+from fixtures.softseam.truth import Truth
 from images.kernel import flavours
 
 ROUNDS = 20
+NO_CAP = 0x7FFF0001
 
 
 @pytest.fixture
@@ -169,6 +171,50 @@ def test_vcpu_that_came_first_fixes_the_frequency_of_the_tsc(td: Td, contract: C
     assert td.get_tsc_khz() == 1_000_000
 
 
+@pytest.mark.tdx_offers("vcpu-before-init")
+@pytest.mark.usefixtures("early")
+def test_vcpu_that_came_first_has_no_rate_of_its_own(td: Td) -> None:
+    vcpu = td.create_vcpu()
+    assert errno_of(partial(td.worker.call, commands.set_tsc_khz(vcpu.fd, 1_500_000))) == errno.EINVAL
+
+
+@pytest.mark.tdx_offers("vcpu-before-init")
+@pytest.mark.usefixtures("early")
+@pytest.mark.tdx_needs("ground-truth")
+def test_vcpu_that_came_first_has_no_cpuid_to_tell(td: Td, truth: Truth) -> None:
+    """It is the TDX module's, which is not asked."""
+    vcpu = td.create_vcpu()
+    before = truth.leaves()
+    assert errno_of(vcpu.get_cpuid) == errno.EINVAL
+    assert {name: leaf.calls for name, leaf in truth.leaves().items()} == {
+        name: leaf.calls for name, leaf in before.items()
+    }
+
+
+@pytest.mark.tdx_host(cpus=2)
+@pytest.mark.tdx_offers("init-after-vcpu")
+@pytest.mark.usefixtures("init_may_follow")
+def test_number_holds_though_a_vcpu_came_before_init_vm(td: Td, prober: Prober, contract: Contract) -> None:
+    td.create_vcpu(0)
+    assert prober.init_for(td, prober.usual) == OK
+    assert td.check_extension(Cap.MAX_VCPUS) == prober.usual
+    for ident in range(1, prober.usual):
+        td.create_vcpu(ident)
+    with refused(contract, Promise.VCPU_TOO_MANY):
+        td.create_vcpu(prober.usual)
+
+
+@pytest.mark.tdx_offers("init-after-vcpu")
+@pytest.mark.usefixtures("init_may_follow")
+def test_init_vm_may_follow_a_vcpu_that_could_not_run(td: Td, prober: Prober, contract: Contract) -> None:
+    vcpu = td.create_vcpu()
+    with refused(contract, Refusal.RUN_BEFORE_INIT_VCPU):
+        vcpu.run()
+    assert prober.init_for(td, prober.usual) == OK
+    vcpu.set_cpuid2()
+    vcpu.init_vcpu()
+
+
 @pytest.mark.tdx_host(cpus=2)
 @pytest.mark.tdx_offers("init-after-vcpu")
 @pytest.mark.usefixtures("init_may_follow")
@@ -241,6 +287,44 @@ def test_context_of_a_td_is_not_copied(contract: Contract, prober: Prober, td: T
         td.enable_cap(Cap.VM_COPY_ENC_CONTEXT_FROM, other.fd)
 
 
+# the number in KVM_TDX_INIT_VM
+
+
+OF_INIT_VM = (
+    *(Promise.DEFAULT_TOLD, Promise.INIT_NUMBER, Promise.INIT_MISMATCH, Promise.INIT_TOO_FEW),
+    *(Promise.INIT_ABOVE_KVM, Promise.INIT_AFTER_VCPU),
+)
+
+
+@pytest.mark.tdx_needs("misc-cgroup", "ground-truth")
+def test_init_vm_that_is_refused_for_its_number_takes_nothing(
+    contract: Contract, prober: Prober, truth: Truth, hkids: Hkids, tdx_cleanup: ExitStack
+) -> None:
+    """Nor does it ask the TDX module, or for an HKID: it is refused alike when none is free."""
+    answers_to = {promise: contract.promises.get(promise) for promise in OF_INIT_VM}
+    refusals = {
+        promise: Errno(answer.errno)
+        for promise, answer in answers_to.items()
+        if isinstance(answer, Answer) and answer.errno
+    }
+    assert refusals
+    with prober.ready_td(prober.usual):
+        assert hkids.taken == 1
+    calls = truth.leaves()
+    assert {promise: prober.see(promise) for promise in refusals} == refusals
+    assert truth.leaves() == calls
+    use_up(hkids, prober, tdx_cleanup)
+    assert {promise: prober.see(promise) for promise in refusals} == refusals
+
+
+def test_number_in_init_vm_counts_with_all_its_bits(contract: Contract, prober: Prober, td: Td) -> None:
+    """Where it is none, too: the field is reserved there."""
+    taken = not contract.errno(Promise.INIT_NUMBER)
+    wanted = contract.errno(Promise.INIT_ABOVE_KVM if taken else Promise.INIT_NUMBER)
+    for high in (16, 24, 31):
+        assert prober.init(td, 1 << high | prober.usual) == Errno(wanted)
+
+
 # the capability once the TDX module has a number
 
 
@@ -270,6 +354,62 @@ def test_number_may_be_the_one_that_is_told_though_fewer_cpus_are_online(
         told = vm.check_extension(Cap.MAX_VCPUS)
         vm.enable_cap(Cap.MAX_VCPUS, told)
         assert vm.check_extension(Cap.MAX_VCPUS) == told
+
+
+@pytest.mark.tdx_host(cpus=4)
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
+@pytest.mark.tdx_needs("ground-truth")
+def test_module_is_told_any_number_that_was_chosen(prober: Prober, truth: Truth) -> None:
+    for number in (1, 2, 3, 4):
+        with prober.ready_td(number) as td:
+            (known,) = truth.tds()
+            assert (known.max_vcpus, td.check_extension(Cap.MAX_VCPUS)) == (number, number)
+
+
+@pytest.mark.tdx_each_kernel
+@pytest.mark.parametrize("kind", [VmType.TDX, VmType.DEFAULT], ids=["td", "plain"])
+def test_capability_that_nobody_knows_sets_no_number(kind: VmType, kvm: Kvm) -> None:
+    with kvm.create_vm(kind) as vm:
+        before = vm.check_extension(Cap.MAX_VCPUS)
+        assert errno_of(partial(vm.enable_cap, NO_CAP, 1)) == errno.EINVAL
+        assert vm.check_extension(Cap.MAX_VCPUS) == before
+
+
+@pytest.mark.tdx_offers("cap-lower")
+@pytest.mark.usefixtures("number_may_be_set")
+@pytest.mark.tdx_needs("ground-truth")
+def test_largest_number_can_be_set(contract: Contract, prober: Prober) -> None:
+    """That of the TDX module, where KVM takes more than there are CPUs."""
+    largest = prober.usual
+    if not contract.errno(Promise.CAP_ABOVE_DEFAULT):
+        assert prober.sizes.module
+        largest = min(prober.sizes.module, prober.sizes.kvm)
+    with prober.td() as td:
+        td.enable_cap(Cap.MAX_VCPUS, largest)
+        assert td.check_extension(Cap.MAX_VCPUS) == largest
+
+
+@pytest.mark.tdx_each_kernel
+@pytest.mark.tdx_needs("ground-truth")
+def test_number_above_that_of_the_cpus_is_refused_or_holds(
+    contract: Contract, prober: Prober, truth: Truth
+) -> None:
+    larger = prober.usual + 3
+    above = contract.errno(
+        Promise.CAP_ABOVE_DEFAULT if contract.offers(Promise.CAP_ABOVE_DEFAULT) else Promise.CAP_LOWER
+    )
+    if above and contract.errno(Promise.INIT_NUMBER):
+        with prober.td() as td:
+            assert prober.cap(td, larger) == Errno(above)
+        return
+    with prober.ready_td(larger) as td:
+        (known,) = truth.tds()
+        assert (known.max_vcpus, td.check_extension(Cap.MAX_VCPUS)) == (larger, larger)
+        for ident in range(larger):
+            prober.create_vcpu(td, ident)
+        with refused(contract, Promise.VCPU_TOO_MANY):
+            prober.create_vcpu(td, larger)
 
 
 @pytest.mark.tdx_host(cpus=4)

@@ -123,6 +123,20 @@ def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, hotplug: Cpus, hkids
     assert hkids.taken == 0
 
 
+def test_all_vcpus_leave_a_cpu_that_goes_offline(owner: Worker, hotplug: Cpus, hkids: Hkids) -> None:
+    """Of one TD and of several."""
+    going = hotplug.packages[max(hotplug.packages)][-1]
+    owner.call(syscalls.affinity([going]))
+    with build.initialized(owner).add_vcpus(2) as first, build.with_vcpus(owner) as second:
+        hotplug.offline(going)
+        for built in (first, second):
+            built.populate(Region(0x100000, PAGE_SIZE, b"\x5a" * PAGE_SIZE)).finalize()
+            for vcpu in built.vcpus:
+                assert vcpu.pre_fault(0x100000, PAGE_SIZE) == 0
+        assert hkids.taken == 2
+    assert hkids.taken == 0
+
+
 @pytest.mark.parametrize("then", ["end", "go-on"])
 def test_vcpu_is_flushed_where_it_was(then: str, owner: Worker, tdx_host: TdxHost, hkids: Hkids) -> None:
     """Before the TD ends on another CPU, and before the vCPU is used there."""

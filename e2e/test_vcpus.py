@@ -274,8 +274,10 @@ def test_ids_can_be_limited_until_there_is_a_vcpu(
 ) -> None:
     highest = 4
     with make(owner) as built:
+        number = built.td.check_extension(Cap.MAX_VCPUS)
         for _ in range(2):
             built.td.enable_cap(Cap.MAX_VCPU_ID, highest + 1)
+        assert built.td.check_extension(Cap.MAX_VCPUS) == number
         if built.stage == Stage.CREATED:
             built.init()
         with refused(contract, Refusal.VCPU_ID_OUT_OF_RANGE):
@@ -295,9 +297,9 @@ def test_ids_need_not_follow_each_other_and_become_apic_ids(td: Td, truth: Truth
     assert {vcpu.index: vcpu.x2apic_id for vcpu in truth.vcpus()} == dict(enumerate(idents))
 
 
-@pytest.mark.parametrize("chosen", [None, 0, 1])
+@pytest.mark.parametrize("chosen", [None, 0, 1, 300])
 def test_boot_cpu_is_the_one_with_the_chosen_id(chosen: int | None, td_created: Assembly) -> None:
-    """It is vCPU 0 if none was chosen, and not the one that was created first."""
+    """It is vCPU 0 if none was chosen, and not the one that was created first; no vCPU needs to have it."""
     td = td_created.td
     if chosen is not None:
         td.worker.call(commands.set_boot_cpu_id(td.fd, chosen))
