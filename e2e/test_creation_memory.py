@@ -27,6 +27,9 @@ from fixtures.kvm.vcpu import Vcpu
 from fixtures.softseam.truth import Truth
 
 BASE = 0x100000
+TWO_MIB = 1 << 21
+RANGES = 50
+"""More than the page tables for which KVM has memory ready (KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE, 40)."""
 PAGES = 4
 PLAIN_SLOT = 0x40000000
 SHARED = InitVmParams().shared_bit
@@ -309,3 +312,21 @@ def test_page_that_was_taken_away_can_be_added_again(empty: EmptySlot) -> None:
     empty.add()
     empty.built.memfds[0].punch_hole(0, PAGE_SIZE)
     empty.add()
+
+
+def test_any_vcpu_that_is_initialized_may_bring_memory(td_initialized: Assembly) -> None:
+    """The first one is not, and has nothing to do with it."""
+    built = td_initialized.create_vcpus(2).place(Region(BASE, PAGE_SIZE))
+    vcpu = built.vcpus[1]
+    vcpu.set_cpuid2()
+    vcpu.init_vcpu()
+    vcpu.init_mem_region(b"\x5a" * PAGE_SIZE, BASE)
+
+
+def test_memory_may_be_anywhere_in_more_places_than_kvm_keeps_page_tables_for(owner: Worker) -> None:
+    with build.finalized(owner) as built:
+        (vcpu,) = built.vcpus
+        first = 1 << 32
+        built.place(Region(first, RANGES * TWO_MIB))
+        for index in range(RANGES):
+            assert vcpu.pre_fault(first + index * TWO_MIB, PAGE_SIZE) == 0

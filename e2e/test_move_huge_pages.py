@@ -61,3 +61,33 @@ def test_huge_page_is_where_a_slot_has_room_and_all_is_shared(
     if offset == 0 and huge[0] == 0:
         pytest.skip("this host has no huge page for a TD's shared memory")
     assert huge == ([0, 0] if offset else [1, 1])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_huge_page_at_the_end_of_a_slot_that_begins_inside_of_another(
+    mixed: bool, launch: Launch, tdx_cleanup: ExitStack
+) -> None:
+    """KVM knows of each that a slot has a part of, the first and the last too."""
+    last = (1 << 30) + TWO_MIB
+    source = launch("count")
+    source.place(Region(last - TWO_MIB // 2, TWO_MIB // 2 + TWO_MIB))
+    give_huge_pages(source, tdx_cleanup)
+    source.td.set_memory_attributes(last, TWO_MIB - (PAGE_SIZE if mixed else 0), private=False)
+    count(source)
+    destination = destination_of(source, tdx_cleanup)
+    give_huge_pages(destination, tdx_cleanup)
+    built = move_from(source, to=destination)
+    with built.td.stats_fd() as stats:
+        assert built.vcpus[0].pre_fault(last, PAGE_SIZE) == 0
+        (huge,) = stats.read()["pages_2m"]
+    if huge == 0 and not mixed:
+        pytest.skip("this host has no huge page for a TD's shared memory")
+    assert huge == (0 if mixed else 1)
+
+
+def give_huge_pages(built: Assembly, cleanup: ExitStack) -> None:
+    """Give the last slot, whose second half or more is a huge page's, shared memory that has one there."""
+    slot = built.placed[-1].slot
+    memory = two_huge_pages(built.worker, cleanup)
+    built.td.delete_slot(slot.slot, slot.gpa)
+    built.td.set_slot(replace(slot, address=memory.address + TWO_MIB // 2))

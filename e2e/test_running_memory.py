@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
+from e2e.children import child
 from e2e.findings import F12
+from fixtures.agent import syscalls
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.deadline import comes_true
@@ -31,6 +34,7 @@ from fixtures.softseam.truth import Truth
 
 BASE = 0x100000
 PAGES = 16
+SYS_MADVISE = 28  # x86-64
 ACCEPTED, ALREADY_ACCEPTED = 0, 0xB0A
 FROM_HOST, FROM_GUEST = 0x0BADCAFE, 0x600DF00D
 
@@ -295,6 +299,58 @@ def test_shared_memory_is_added_where_it_was_missed_before(
     (after,) = guest.run([read_shared(ELSEWHERE)])
     with shows("F12"):
         assert (after.vector, after["rax"]) == (None, FROM_HOST)
+
+
+def give_shared_memory(built: Assembly, *gpas: int) -> Memory:
+    """Add slots of shared memory, all of which are one page of the process."""
+    memory = Memory.map(built.worker, PAGE_SIZE)
+    memory.write(0, FROM_HOST.to_bytes(4, "little"))
+    for gpa in gpas:
+        built.td.set_slot(MemorySlot(built.free_slot, gpa, PAGE_SIZE, memory.address))
+        built.free_slot += 1
+    return memory
+
+
+def test_memory_of_two_slots_is_taken_from_both(launch: Launch) -> None:
+    built = launch("execute")
+    guest = Executor(built)
+    gpas = (ELSEWHERE, ELSEWHERE + 2 * PAGE_SIZE)
+    memory = give_shared_memory(built, *gpas)
+    reads = [read_shared(gpa) for gpa in gpas]
+    assert [found["rax"] for found in guest.run(reads)] == [FROM_HOST, FROM_HOST]
+    done = built.worker.call(syscalls.syscall(SYS_MADVISE, memory.address, PAGE_SIZE, mmap.MADV_DONTNEED))
+    assert done.ret == 0
+    assert [found["rax"] for found in guest.run(reads)] == [0, 0]
+
+
+def test_child_does_not_see_what_the_guest_writes_after_the_fork(launch: Launch) -> None:
+    """The guest has had the page before: it gets the parent's copy when it writes to it again."""
+    built = launch("execute")
+    guest = Executor(built)
+    memory = give_shared_memory(built, ELSEWHERE)
+    guest.run([store(SHARED_VA | ELSEWHERE, FROM_HOST)])
+    with child(built.worker) as pid:
+        guest.run([store(SHARED_VA | ELSEWHERE, FROM_GUEST)])
+        assert word(memory.read(0, 4)) == FROM_GUEST
+        look = ["dd", f"if=/proc/{pid}/mem", "bs=4", "count=1", f"skip={memory.address // 4}"]
+        assert word(built.worker.agent.files.run(*look).stdout) == FROM_HOST
+
+
+@pytest.mark.parametrize("memfd", [True, False], ids=["memfd", "no-memfd"])
+def test_shared_memory_of_a_slot_that_is_made_anew_is_the_new_one(memfd: bool, launch: Launch) -> None:
+    built = launch("execute")
+    guest = Executor(built)
+    built.place(Region(ELSEWHERE, PAGE_SIZE))
+    built.td.set_memory_attributes(ELSEWHERE, PAGE_SIZE, private=False)
+    (placed,) = built.placed[-1:]
+    slot = placed.slot if memfd else replace(placed.slot, guest_memfd=0, flags=0)
+    for value in (FROM_HOST, FROM_GUEST):
+        built.td.delete_slot(slot.slot, slot.gpa)
+        memory = Memory.map(built.worker, PAGE_SIZE)
+        memory.write(0, value.to_bytes(4, "little"))
+        built.td.set_slot(replace(slot, address=memory.address))
+        (found,) = guest.run([read_shared(ELSEWHERE)])
+        assert found["rax"] == value
 
 
 @pytest.mark.tdx_needs("late-memory")

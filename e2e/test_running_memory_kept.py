@@ -17,6 +17,7 @@ import pytest
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, SyscallResult
 from fixtures.agent.errors import WorkerDied
+from fixtures.guests import output
 from fixtures.guests.execute import SHARED_VA, Executor, Outcome, accept, load, store
 from fixtures.guests.launch import Launch
 from fixtures.host.base import TdxHost
@@ -223,6 +224,17 @@ def test_private_memory_that_can_be_mapped_is_not_seen_by_the_host(launch: Launc
             _reader, writer = worker.call(syscalls.pipe())
             told = worker.call(syscalls.syscall(SYS_WRITE, writer, mapped.address, 1))
             assert (told.ret, told.errno) == (-1, errno.EFAULT)
+
+
+def test_memory_can_be_taken_by_another_process_that_has_its_file(launch: Launch, tdx_host: TdxHost) -> None:
+    """The file is its own, whoever's the VM is."""
+    built = launch("accept", regions=[Region(BASE, PAGE_SIZE)])
+    assert output.numbers(built.vcpus[0], 2) == [0, 0]
+    memfd = built.memfds[-1]
+    with tdx_host.agent.spawn() as other, memfd.give(other) as there:
+        GuestMemfd(other, there.fd, PAGE_SIZE).punch_hole()
+    # It has to be accepted once more, and is zero.
+    assert output.numbers(built.vcpus[0], 2) == [0, 0]
 
 
 @pytest.mark.tdx_needs("snapshot")

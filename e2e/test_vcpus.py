@@ -184,14 +184,14 @@ def test_vcpu_that_gets_no_file_descriptor_leaves_its_place_and_its_cpu(
         vcpu.init_vcpu()
 
 
-def test_statistics_that_get_no_file_descriptor_keep_nothing(
+def test_files_that_get_no_file_descriptor_keep_nothing(
     assert_gone: Callable[[], None], owner: Worker
 ) -> None:
     td = build.initialized(owner).td
     vcpu = td.create_vcpu()
     with no_more_fds(owner):
-        for thing in (td, vcpu):
-            assert errno_of(thing.stats_fd) == errno.EMFILE
+        for opened in (td.stats_fd, vcpu.stats_fd, partial(td.create_guest_memfd, PAGE_SIZE)):
+            assert errno_of(opened) == errno.EMFILE
     vcpu.close()
     td.close()
     assert_gone()
