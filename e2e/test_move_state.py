@@ -19,7 +19,7 @@ from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
 from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
-from fixtures.deadline import until
+from fixtures.deadline import comes_true, until
 from fixtures.errors import HarnessError
 from fixtures.guests import output, timer
 from fixtures.guests.execute import SHARED_VA, Executor, accept, load, vmcall
@@ -131,6 +131,17 @@ def test_timer_that_runs_goes_on(mode: Mode, td: Moved) -> None:
     timer.aim(td.guest, mode, SECOND)
     if mode is Mode.PERIODIC:
         assert timer.comes(td.guest, SECOND)
+
+
+def test_vcpu_that_sleeps_until_its_deadline_wakes_in_the_destination(td: Moved) -> None:
+    """KVM has set an alarm for it, on the TSC of the TD; a vCPU that runs would look itself."""
+    (vcpu,) = td.built.vcpus
+    timer.arm(td.guest, Mode.DEADLINE, FIRST, ns=2000 * MS, tsc_khz=td.built.td.get_tsc_khz())
+    td.guest.begin([vmcall(HLT)])
+    assert isinstance(once(vcpu, halted, vcpu.start).stop(), InterruptedExit)
+    (vcpu,) = td.move().vcpus
+    running = once(vcpu, halted, vcpu.start)
+    assert comes_true(running.done), "it sleeps on"
 
 
 @in_modes(*Mode)

@@ -18,14 +18,15 @@ from e2e.qemu_moves import kinds, moved_once
 from e2e.resets import reset, resetting
 from fixtures.agent.client import Worker
 from fixtures.cgroup import Cgroup
-from fixtures.deadline import Deadline
+from fixtures.deadline import Deadline, until
 from fixtures.guests import output
+from fixtures.guests.ghci import RETRY
 from fixtures.guests.launch import Launch
 from fixtures.guests.moving import MODE, PLAIN_CAPABILITIES, TAKE_OVER, Move, moved, set_mode
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
-from fixtures.guests.quotes import QuoteService
+from fixtures.guests.quotes import MOST_QUOTES, QuoteService
 from fixtures.guests.typed import AFTER_RESET, ask, await_answer, counts, joined, parse_counts
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
@@ -239,6 +240,17 @@ def test_stopped_td_is_moved_and_stays_stopped(hkids: Hkids, movable_tds: QemuTd
     assert counts(td) == [2, 2]
 
 
+def test_td_does_not_run_in_a_destination_that_is_told_to_wait(hkids: Hkids, movable_tds: QemuTds) -> None:
+    source = movable_tds.run()
+    assert counts(source) == [1, 1]
+    td = moved(source, movable_tds.destination(source, extra_args=("-S",)))
+    until(lambda: td.status != "inmigrate", "the destination to have the TD")
+    assert td.status in ("paused", "prelaunch")
+    td.execute("cont")
+    assert counts(td) == [2, 2]
+    assert hkids.taken == 1
+
+
 def test_td_in_prelaunch_is_moved_and_begins_there(movable_tds: QemuTds) -> None:
     source = movable_tds.start(cpu=FIXED_CLOCK)
     td = moved_once(movable_tds, source)
@@ -323,6 +335,16 @@ def test_guest_is_interrupted_after_a_move_when_there_is_no_quote(
     quotes.await_end(td)
     assert ask(td, "w") != "quote 0"
     assert ask(td, "i") == "notified 1"
+
+
+def test_seventeenth_quote_in_flight_is_to_be_asked_for_again_after_a_move(
+    movable_tds: QemuTds, quotes: QuoteService
+) -> None:
+    td = moved_once(movable_tds, movable_tds.run(**quotes.change))
+    requests = [quotes.ask(td) for _ in range(MOST_QUOTES)]
+    assert ask(td, "q") == f"quote {RETRY}"
+    for request in requests:
+        request.answer(b"a quote")
 
 
 def test_fatal_error_after_a_move_is_an_event(movable_tds: QemuTds) -> None:

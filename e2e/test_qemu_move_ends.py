@@ -14,7 +14,9 @@ import pytest
 
 from e2e.moves import MOVES
 from e2e.races import on
+from e2e.resets import reset, resetting
 from fixtures.agent import syscalls
+from fixtures.deadline import Deadline
 from fixtures.errors import HarnessError
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Move, moved
 from fixtures.guests.qemu_td import LAUNCH_SECONDS, QemuTd
@@ -104,6 +106,22 @@ def test_td_cannot_be_reset_where_it_will_be(half_way: Move, hkids: Hkids) -> No
     assert half_way.end() == "completed"
     half_way.destination.await_event("RESUME")
     assert_has_lost_nothing(half_way.destination, hkids)
+
+
+def test_td_is_reset_while_its_destination_does_not_answer(
+    source: QemuTd, destination: Destination, hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    """It begins anew where it is; the VM from before, which was sent, goes with the destination."""
+    destination.program.signal(signal.SIGSTOP)
+    move = Move(source, destination)
+    with resetting(source):
+        reset(source)
+    source.execute("migrate_cancel")
+    assert move.end() == "cancelled"
+    source.console.wait_for("^ready, 1 vCPUs$", Deadline(10, "the payload after a reset"))
+    assert source.status == "running"
+    kill(destination)
+    assert hkids.taken == 1
 
 
 # the source is killed

@@ -10,13 +10,16 @@ import pytest
 
 from e2e.moves import MOVES
 from e2e.qemu_moves import kinds, moved_once
+from e2e.resets import reset, resetting
 from fixtures.deadline import until
 from fixtures.findings import shows
 from fixtures.guests.dump import shared_memory
 from fixtures.guests.moving import moved
 from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.typed import SHARED_GPA, ask, counts
+from fixtures.host.hkids import Hkids
 from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = MOVES
 
@@ -85,6 +88,16 @@ def test_memory_that_came_and_went_is_not_moved(movable_tds: QemuTds) -> None:
         source.execute("object-del", id="more")
         until(lambda: source.open_files == files, "QEMU to close the memory")
     assert counts(moved_once(movable_tds, source)) == [1, 1]
+
+
+def test_memory_that_nobody_uses_keeps_no_td_from_before_a_reset(hkids: Hkids, movable_tds: QemuTds) -> None:
+    td = movable_tds.start(cpu=FIXED_CLOCK)
+    td.execute("object-add", **MORE)
+    with resetting(td):
+        reset(td)
+    assert hkids.taken == 1
+    td.execute("object-del", id="more")
+    assert td.status == "prelaunch"
 
 
 def test_last_page_of_memory_of_an_odd_size_can_be_shared(movable_tds: QemuTds) -> None:

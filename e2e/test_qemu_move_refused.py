@@ -38,7 +38,7 @@ from fixtures.guests.qemu_tds import QemuTds
 from fixtures.guests.quotes import QuoteService
 from fixtures.guests.typed import AFTER_RESET, ask, counts
 from fixtures.host.hkids import Hkids
-from fixtures.qemu.errors import QmpError
+from fixtures.qemu.errors import QemuLaunchFailed, QmpError
 from fixtures.qemu.td_command import FIXED_CLOCK
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
@@ -163,6 +163,15 @@ def test_kernel_that_cannot_move_tds(hkids: Hkids, movable_tds: QemuTds) -> None
     assert len([reason for reason in reasons if NOT_FOR_TDS in reason]) == 1
     assert_goes_on(source, 1, stopped=False)
     assert hkids.taken == 1
+
+
+def test_td_of_a_qemu_for_guests_that_migrate_in_each_mode_does_not_start(
+    hkids: Hkids, movable_tds: QemuTds
+) -> None:
+    with pytest.raises(QemuLaunchFailed) as caught:
+        movable_tds.start(cpu=FIXED_CLOCK, extra_args=("-only-migratable",))
+    assert "A TDX VM can be migrated in mode cpr-transfer only" in caught.value.output
+    assert hkids.taken == 0
 
 
 @pytest.mark.usefixtures("no_td_move")

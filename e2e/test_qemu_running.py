@@ -19,16 +19,13 @@ from fixtures.guests.launch import Launch
 from fixtures.guests.output import COMMON
 from fixtures.guests.qemu_td import QemuTd
 from fixtures.guests.qemu_tds import QemuTds
-from fixtures.guests.quotes import QuoteService
+from fixtures.guests.quotes import MOST_QUOTES, QuoteService
 from fixtures.guests.typed import AFTER_RESET, QUOTE_GPA, SHARED_GPA, ask, counts
 from fixtures.host.hkids import Hkids
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.qemu.errors import QmpError, QmpGone
 
 pytestmark = pytest.mark.tdx_needs("misc-cgroup")
-
-MOST_QUOTES = 16
-"""TDX_MAX_GET_QUOTE_REQUEST in target/i386/kvm/tdx.c."""
 
 
 def test_guest_says_how_many_vcpus_it_has(hkids: Hkids, qemu_tds: QemuTds) -> None:
