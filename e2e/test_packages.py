@@ -103,6 +103,20 @@ def test_init_vm_with_a_package_offline_is_refused_and_holds_nothing(
         assert hkids.taken == 1
 
 
+def test_each_life_is_whole_whichever_cpu_of_a_package_is_offline(
+    owner: Worker, hotplug: Cpus, hkids: Hkids
+) -> None:
+    """Nothing is remembered of the CPUs that were there when the TD before ended."""
+    with build.finalized(owner):
+        pass
+    for cpu in hotplug.packages[max(hotplug.packages)]:
+        hotplug.offline(cpu)
+        with build.finalized(owner):
+            assert hkids.taken == 1
+        assert hkids.taken == 0
+        hotplug.restore()
+
+
 def test_one_cpu_of_each_package_is_enough_for_a_whole_life(
     owner: Worker, hotplug: Cpus, hkids: Hkids
 ) -> None:

@@ -22,7 +22,7 @@ from fixtures.guests import output
 from fixtures.host.allocations import kept, live
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.host.resources import allocated, growing, references
+from fixtures.host.resources import MEMINFO, allocated, growing, meminfo, references
 from fixtures.kvm import build, commands
 from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.build import Region
@@ -66,6 +66,8 @@ BUSY_ONCE = ("TDH.MEM.SEPT.ADD", "TDH.MEM.PAGE.ADD", "TDH.MEM.PAGE.AUG")
 REFERENCES_SECONDS = 5.0
 FLUSH_SECONDS = 3.0
 AT_ONCE = 8
+TWO_MIB, RANGES = 1 << 21, 200
+TRIES = 20
 FILE_MAX = "/proc/sys/fs/file-max"
 SYS_SETRESUID = 117  # x86-64
 NOBODY = 65534
@@ -339,6 +341,50 @@ def test_control_pages_are_charged_to_the_memory_of_who_makes_them(
     pages = sum(1 + td.children for td in Truth(tdx_host.agent).state().tds)
     assert pages > AT_ONCE
     assert settled(tdx_cgroup) - before >= pages * PAGE_SIZE
+
+
+def test_page_tables_are_charged_to_the_memory_of_who_populates_them(
+    tdx_host: TdxHost, tdx_cgroup: Cgroup, tdx_cleanup: ExitStack
+) -> None:
+    """KVM's mirror, and for each of its pages one of the TDX module's."""
+    tdx_cgroup.account_memory()
+    worker = tdx_cleanup.enter_context(tdx_host.agent.spawn(cgroup=tdx_cgroup.path))
+    built = tdx_cleanup.enter_context(build.finalized(worker))
+    first = 1 << 32
+    built.place(Region(first, RANGES * TWO_MIB))
+
+    def populate(*ranges: int) -> int:
+        """Populate a page of each; returns the number of pages that the module has for page tables."""
+        vcpu = built.vcpus[0].fd
+        asked = [commands.pre_fault_memory(vcpu, first + index * TWO_MIB, PAGE_SIZE) for index in ranges]
+        assert worker.batch(asked).complete
+        return sum(page.count for page in Truth(tdx_host.agent).state().pages if page.type == "ept")
+
+    tables, before = populate(0), settled(tdx_cgroup)
+    tables = populate(*range(1, RANGES)) - tables
+    assert tables >= RANGES - 1
+    # A few dozen of each are charged before they are needed: KVM keeps some ready.
+    assert settled(tdx_cgroup) - before >= 3 * tables // 2 * PAGE_SIZE
+
+
+@pytest.mark.tdx_needs("seamcall-fault-injection")
+def test_page_table_that_could_not_be_linked_at_once_is_counted_once(
+    tdx_host: TdxHost, owner: Worker
+) -> None:
+    """SecPageTables of /proc/meminfo, after a TDX module that was busy and a TD that has ended."""
+    files = tdx_host.agent.files
+
+    def counted() -> int:
+        files.write("/proc/sys/vm/stat_refresh", "1")
+        return meminfo(files.read_text(MEMINFO))["SecPageTables"] * 1024 // PAGE_SIZE
+
+    before = counted()
+    with build.finalized(owner) as built:
+        built.place(Region(1 << 32, PAGE_SIZE))
+        with inject.armed(files, Injection("TDH.MEM.SEPT.ADD", count=TRIES)):
+            assert built.vcpus[0].pre_fault(1 << 32, PAGE_SIZE) == 0
+        assert inject.still_armed(files) == ()
+    assert counted() - before < TRIES // 2
 
 
 def settled(cgroup: Cgroup) -> int:

@@ -287,6 +287,15 @@ def test_ids_can_be_limited_until_there_is_a_vcpu(
             built.td.enable_cap(Cap.MAX_VCPU_ID, highest)
 
 
+@pytest.mark.tdx_each_kernel
+@pytest.mark.tdx_host(cpus=2)
+def test_ids_that_are_limited_do_not_limit_the_number_that_is_told(td_created: Assembly) -> None:
+    td = td_created.td
+    before = td.check_extension(Cap.MAX_VCPUS)
+    td.enable_cap(Cap.MAX_VCPU_ID, 1)
+    assert td.check_extension(Cap.MAX_VCPUS) == before
+
+
 @pytest.mark.tdx_needs("ground-truth")
 def test_ids_need_not_follow_each_other_and_become_apic_ids(td: Td, truth: Truth) -> None:
     idents = (td.check_extension(Cap.MAX_VCPU_ID) - 1, 7)
