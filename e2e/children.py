@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from fixtures.agent import syscalls
 from fixtures.agent.client import Worker
 from fixtures.deadline import until
-from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.abi import PAGE_SIZE, Request, TdxCmd, TdxCmdId
 from fixtures.kvm.memory import Memory
+from fixtures.kvm.td import Td
 
 CLONE_VM = 0x100
 _SYS_IOCTL, _SYS_PAUSE, _SYS_CLONE, _SYS_WAIT4 = 16, 34, 56, 61  # x86-64
 _STACK = PAGE_SIZE // 2
+_INIT_VM, _PARAMS = 256, 512
 FOR_EVER = b"\xb8" + _SYS_PAUSE.to_bytes(4, "little") + b"\x0f\x05\xeb\xf7"
 """MOV to EAX, SYSCALL, and a jump back to the beginning."""
 
@@ -61,6 +63,17 @@ class Waiting:
         self._memory.write(0, self._BEGUN.to_bytes(4, "little"))
         until(lambda: self._memory.read(0, 4)[0] == self._DONE, "the child to return from its ioctl")
         return int.from_bytes(self._memory.read(8, 8), "little", signed=True)
+
+
+def init_vm_by_a_child(td: Td, memory: Memory) -> Waiting:
+    """Have a child call KVM_TDX_INIT_VM, with which it has to share the owner's memory.
+
+    :param memory: a page for what both look at.
+    """
+    memory.write(0, bytes(_INIT_VM))
+    memory.write(_PARAMS, td.default_params().pack())
+    memory.write(_INIT_VM, bytes(TdxCmd(id=TdxCmdId.INIT_VM, data=memory.address + _PARAMS)))
+    return Waiting(memory, td.fd, Request.KVM_MEMORY_ENCRYPT_OP, memory.address + _INIT_VM)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from e2e.children import CLONE_VM, Waiting, child
+from e2e.children import CLONE_VM, child, init_vm_by_a_child
 from e2e.findings import F1
 from e2e.mistakes import INIT_VM
 from fixtures.agent import syscalls
@@ -31,7 +31,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm.abi import PAGE_SIZE, Request, TdxCmd, TdxCmdId
+from fixtures.kvm.abi import PAGE_SIZE
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
 from fixtures.kvm.memory import Memory
@@ -117,17 +117,15 @@ def test_init_vm_charges_the_callers_cgroup_and_those_above_it(family: Family, h
 
 
 def test_init_vm_charges_the_cgroup_of_the_process_that_calls_it_whoever_made_the_vm(
-    family: Family, tdx_host: TdxHost
+    family: Family,
 ) -> None:
     """A child that shares its parent's memory may use the parent's VM, in a cgroup of its own."""
     owner = family.in_child.worker
     memory = Memory.map(owner, PAGE_SIZE)
     with family.in_child.create_td() as td:
-        memory.write(512, td.default_params().pack())
-        memory.write(256, bytes(TdxCmd(id=TdxCmdId.INIT_VM, data=memory.address + 512)))
-        init = Waiting(memory, td.fd, Request.KVM_MEMORY_ENCRYPT_OP, memory.address + 256)
+        init = init_vm_by_a_child(td, memory)
         with child(owner, init.code, CLONE_VM) as pid:
-            tdx_host.agent.files.write(f"{family.sibling.path}/cgroup.procs", str(pid))
+            family.sibling.enter(pid)
             assert init.go_on() == 0
             assert family.current == {"parent": 1, "child": 0, "sibling": 1}
         assert family.current == {"parent": 1, "child": 0, "sibling": 1}

@@ -9,6 +9,7 @@ moved TD.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -16,8 +17,9 @@ from e2e.huge_pages import TWO_MIB, two_huge_pages
 from fixtures.guests.execute import SHARED_VA, Executor, load
 from fixtures.guests.launch import Launch
 from fixtures.kvm.abi import PAGE_SIZE
-from fixtures.kvm.build import Assembly
+from fixtures.kvm.build import Assembly, Region
 from fixtures.kvm.exits import MemoryFaultExit
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.params import MemorySlot
 
 GPA = 1 << 30
@@ -92,3 +94,21 @@ def test_pre_fault_ends_where_it_was_asked_to_though_a_huge_page_goes_on(
     assert vcpu.pre_fault(GPA + PAGE_SIZE, PAGE_SIZE) == 0
     # Behind the slot there is nothing.
     assert vcpu.pre_fault(GPA + SIZE - PAGE_SIZE, 2 * PAGE_SIZE) == PAGE_SIZE
+
+
+def test_memory_that_is_not_aligned_like_the_guests_is_mapped_page_by_page(launch: Launch) -> None:
+    """The words that the guest finds are those at their places in the process."""
+    built = launch("execute")
+    guest = Executor(built)
+    built.place(Region(GPA, SIZE))
+    slot = built.placed[-1].slot
+    memory = Memory.map(built.worker, SIZE + TWO_MIB)
+    built.td.delete_slot(slot.slot, slot.gpa)
+    built.td.set_slot(replace(slot, address=memory.address + PAGE_SIZE))
+    built.td.set_memory_attributes(GPA, SIZE, private=False)
+    offsets = (0, TWO_MIB - PAGE_SIZE, TWO_MIB, SIZE - PAGE_SIZE)
+    for number, offset in enumerate(offsets, start=1):
+        memory.write(PAGE_SIZE + offset, number.to_bytes(4, "little"))
+    found = guest.run([load(SHARED_VA | GPA + offset) for offset in offsets])
+    assert [one["rax"] for one in found] == [1, 2, 3, 4]
+    assert huge_pages(built) == 0

@@ -10,9 +10,11 @@ import errno
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 
 import pytest
 
+from e2e.children import CLONE_VM, child, init_vm_by_a_child
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, SyscallResult
 from fixtures.agent.client import Worker
@@ -31,6 +33,7 @@ from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.many import many_tds
+from fixtures.kvm.memory import Memory
 from fixtures.kvm.move import move_from, prepare_destination
 from fixtures.kvm.params import InitVmParams
 from fixtures.softseam import inject
@@ -365,6 +368,32 @@ def test_page_tables_are_charged_to_the_memory_of_who_populates_them(
     assert tables >= RANGES - 1
     # A few dozen of each are charged before they are needed: KVM keeps some ready.
     assert settled(tdx_cgroup) - before >= 3 * tables // 2 * PAGE_SIZE
+
+
+def test_init_vm_for_which_memory_is_missing_takes_nothing(
+    tdx_host: TdxHost, owner: Worker, tdx_cgroup: Cgroup, hkids: Hkids
+) -> None:
+    """A child of the owner's calls it, in a cgroup of its own that may have one page more in each round."""
+    memory = Memory.map(owner, PAGE_SIZE)
+    for pages in count():
+        poor = tdx_cgroup.child(f"{pages}-pages")
+        poor.limit_memory(pages * PAGE_SIZE)
+        with Kvm.open(owner) as kvm, kvm.create_td() as td:
+            init = init_vm_by_a_child(td, memory)
+            with child(owner, init.code, CLONE_VM) as pid:
+                # Otherwise it is killed instead of being told that there is no memory.
+                tdx_host.agent.files.write(f"/proc/{pid}/oom_score_adj", "-1000")
+                poor.enter(pid)
+                error = -init.go_on()
+            if not error:
+                assert hkids.taken == 1
+                break
+            assert error == errno.ENOMEM
+            assert (hkids.taken, poor.current) == (0, 0)
+            td.init_vm()
+            assert hkids.taken == 1
+        assert hkids.taken == 0
+    assert pages > 1
 
 
 @pytest.mark.tdx_needs("seamcall-fault-injection")
