@@ -17,12 +17,11 @@ from fixtures.agent.client import Worker
 from fixtures.deadline import until
 from fixtures.kvm.abi import PAGE_SIZE, Request, TdxCmd, TdxCmdId
 from fixtures.kvm.memory import Memory
-from fixtures.kvm.td import Td
 
 CLONE_VM = 0x100
 _SYS_IOCTL, _SYS_PAUSE, _SYS_CLONE, _SYS_WAIT4 = 16, 34, 56, 61  # x86-64
 _STACK = PAGE_SIZE // 2
-_INIT_VM, _PARAMS = 256, 512
+_COMMAND, _DATA = 256, 512
 FOR_EVER = b"\xb8" + _SYS_PAUSE.to_bytes(4, "little") + b"\x0f\x05\xeb\xf7"
 """MOV to EAX, SYSCALL, and a jump back to the beginning."""
 
@@ -37,6 +36,7 @@ class Waiting:
 
     def __init__(self, memory: Memory, fd: int, request: int, argument: int) -> None:
         self._memory = memory
+        memory.write(0, bytes(16))
         self.code = (
             # MOV to RBX; PAUSE, CMP and JE back to it.
             b"\x48\xbb"
@@ -65,15 +65,18 @@ class Waiting:
         return int.from_bytes(self._memory.read(8, 8), "little", signed=True)
 
 
-def init_vm_by_a_child(td: Td, memory: Memory) -> Waiting:
-    """Have a child call KVM_TDX_INIT_VM, with which it has to share the owner's memory.
+def tdx_command(fd: int, command: TdxCmdId, data: bytes | int, memory: Memory) -> Waiting:
+    """A command of KVM_MEMORY_ENCRYPT_OP for a child, with which the owner has to share its memory.
 
+    :param data: what the command points to, or a number in its place.
     :param memory: a page for what both look at.
     """
-    memory.write(0, bytes(_INIT_VM))
-    memory.write(_PARAMS, td.default_params().pack())
-    memory.write(_INIT_VM, bytes(TdxCmd(id=TdxCmdId.INIT_VM, data=memory.address + _PARAMS)))
-    return Waiting(memory, td.fd, Request.KVM_MEMORY_ENCRYPT_OP, memory.address + _INIT_VM)
+    number = data
+    if isinstance(data, bytes):
+        memory.write(_DATA, data)
+        number = memory.address + _DATA
+    memory.write(_COMMAND, bytes(TdxCmd(id=command, data=number)))
+    return Waiting(memory, fd, Request.KVM_MEMORY_ENCRYPT_OP, memory.address + _COMMAND)
 
 
 @contextmanager

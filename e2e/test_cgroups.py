@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from e2e.children import CLONE_VM, child, init_vm_by_a_child
+from e2e.children import CLONE_VM, child, tdx_command
 from e2e.findings import F1
 from e2e.mistakes import INIT_VM
 from fixtures.agent import syscalls
@@ -31,7 +31,7 @@ from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
-from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.abi import PAGE_SIZE, TdxCmdId
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.many import many_tds
 from fixtures.kvm.memory import Memory
@@ -123,7 +123,7 @@ def test_init_vm_charges_the_cgroup_of_the_process_that_calls_it_whoever_made_th
     owner = family.in_child.worker
     memory = Memory.map(owner, PAGE_SIZE)
     with family.in_child.create_td() as td:
-        init = init_vm_by_a_child(td, memory)
+        init = tdx_command(td.fd, TdxCmdId.INIT_VM, td.default_params().pack(), memory)
         with child(owner, init.code, CLONE_VM) as pid:
             family.sibling.enter(pid)
             assert init.go_on() == 0
