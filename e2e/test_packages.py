@@ -117,6 +117,16 @@ def test_each_life_is_whole_whichever_cpu_of_a_package_is_offline(
         hotplug.restore()
 
 
+def test_cpu_that_was_away_while_there_was_no_td_makes_tds_again(owner: Worker, hotplug: Cpus) -> None:
+    """It has lost what KVM and the TDX module had set up for it."""
+    cpu = hotplug.packages[max(hotplug.packages)][-1]
+    hotplug.offline(cpu)
+    hotplug.restore()
+    assert owner.call(syscalls.affinity([cpu])) == [cpu]
+    with build.finalized(owner):
+        pass
+
+
 def test_one_cpu_of_each_package_is_enough_for_a_whole_life(
     owner: Worker, hotplug: Cpus, hkids: Hkids
 ) -> None:
