@@ -147,6 +147,20 @@ def test_vcpu_leaves_a_cpu_that_goes_offline(owner: Worker, hotplug: Cpus, hkids
     assert hkids.taken == 0
 
 
+def test_vcpu_that_is_not_initialized_leaves_a_cpu_that_goes_offline(owner: Worker, hotplug: Cpus) -> None:
+    """KVM keeps a list of vCPUs for each CPU: what it kept of this one would meet those that come later."""
+    going = hotplug.packages[max(hotplug.packages)][-1]
+    owner.call(syscalls.affinity([going]))
+    with build.initialized(owner).create_vcpus() as built:
+        hotplug.offline(going)
+        built.initialize_vcpus().populate(Region.firmware(build.HALT)).finalize()
+    for _ in range(2):
+        hotplug.restore()
+        assert owner.call(syscalls.affinity([going])) == [going]
+        with build.finalized(owner):
+            hotplug.offline(going)
+
+
 def test_all_vcpus_leave_a_cpu_that_goes_offline(owner: Worker, hotplug: Cpus, hkids: Hkids) -> None:
     """Of one TD and of several."""
     going = hotplug.packages[max(hotplug.packages)][-1]
