@@ -10,11 +10,9 @@ import errno
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
 
 import pytest
 
-from e2e.children import CLONE_VM, Waiting, child, tdx_command
 from fixtures.agent import syscalls
 from fixtures.agent.call import Call, SyscallResult
 from fixtures.agent.client import Worker
@@ -26,14 +24,13 @@ from fixtures.host.base import TdxHost
 from fixtures.host.hkids import Hkids
 from fixtures.host.resources import MEMINFO, allocated, growing, meminfo, references
 from fixtures.kvm import build, commands
-from fixtures.kvm.abi import PAGE_SIZE, Request, TdxCmdId, TdxInitMemRegion
-from fixtures.kvm.build import Assembly, Region
+from fixtures.kvm.abi import PAGE_SIZE
+from fixtures.kvm.build import Region
 from fixtures.kvm.cpuid import CpuidEntry
 from fixtures.kvm.defaults import default_params
 from fixtures.kvm.device import Kvm
 from fixtures.kvm.errors import KvmError, errno_of
 from fixtures.kvm.many import many_tds
-from fixtures.kvm.memory import Memory
 from fixtures.kvm.move import move_from, prepare_destination
 from fixtures.kvm.params import InitVmParams
 from fixtures.softseam import inject
@@ -368,84 +365,6 @@ def test_page_tables_are_charged_to_the_memory_of_who_populates_them(
     assert tables >= RANGES - 1
     # A few dozen of each are charged before they are needed: KVM keeps some ready.
     assert settled(tdx_cgroup) - before >= 3 * tables // 2 * PAGE_SIZE
-
-
-# memory that is missing
-
-
-@dataclass(frozen=True)
-class Step:
-    """A request that a child of the owner's makes, and how the owner makes it afterwards."""
-
-    begin: Callable[[Worker], Assembly]
-    by_a_child: Callable[[Assembly, Memory], Waiting]
-    again: Callable[[Assembly], object]
-
-
-def with_raw_vcpu(owner: Worker) -> Assembly:
-    built = build.initialized(owner).create_vcpus()
-    built.vcpus[0].set_cpuid2()
-    return built
-
-
-def init_vm_by_a_child(built: Assembly, memory: Memory) -> Waiting:
-    return tdx_command(built.td.fd, TdxCmdId.INIT_VM, built.td.default_params().pack(), memory)
-
-
-def add_page_by_a_child(built: Assembly, memory: Memory) -> Waiting:
-    where = bytes(TdxInitMemRegion(memory.address, PLACE.gpa, 1))
-    return tdx_command(built.vcpus[0].fd, TdxCmdId.INIT_MEM_REGION, where, memory)
-
-
-PLACE = Region(1 << 32, PAGE_SIZE)
-STEPS: Mapping[str, Step] = {
-    "init-vm": Step(build.created, init_vm_by_a_child, lambda built: built.td.init_vm()),
-    "create-vcpu": Step(
-        build.initialized,
-        lambda built, memory: Waiting(memory, built.td.fd, Request.KVM_CREATE_VCPU, 0),
-        lambda built: built.create_vcpus(),
-    ),
-    "init-vcpu": Step(
-        with_raw_vcpu,
-        lambda built, memory: tdx_command(built.vcpus[0].fd, TdxCmdId.INIT_VCPU, 0, memory),
-        lambda built: built.vcpus[0].init_vcpu(),
-    ),
-    "add-page": Step(
-        lambda owner: build.with_vcpus(owner).place(PLACE),
-        add_page_by_a_child,
-        lambda built: built.vcpus[0].init_mem_region(bytes(PAGE_SIZE), PLACE.gpa),
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "add-page" else ()) for name in STEPS]
-)
-def test_request_for_which_memory_is_missing_takes_nothing_and_can_be_made_again(
-    name: str, tdx_host: TdxHost, owner: Worker, tdx_cgroup: Cgroup, assert_gone: Callable[[], None]
-) -> None:
-    """A child of the owner's makes it, in a cgroup of its own that may have one page more in each round."""
-    step, memory = STEPS[name], Memory.map(owner, PAGE_SIZE)
-    for pages in count():
-        poor = tdx_cgroup.child(f"{pages}-pages")
-        poor.limit_memory(pages * PAGE_SIZE)
-        with step.begin(owner) as built:
-            asking = step.by_a_child(built, memory)
-            with child(owner, asking.code, CLONE_VM) as pid:
-                # Otherwise it is killed instead of being told that there is no memory.
-                tdx_host.agent.files.write(f"/proc/{pid}/oom_score_adj", "-1000")
-                poor.enter(pid)
-                result = asking.go_on()
-            if result < 0:
-                assert (result, poor.current) == (-errno.ENOMEM, 0)
-                step.again(built)
-        assert_gone()
-        if result >= 0:
-            break
-    assert pages > 1
-
-
-# page tables
 
 
 @pytest.mark.tdx_needs("seamcall-fault-injection")
