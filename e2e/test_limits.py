@@ -67,6 +67,8 @@ def lines_of(host: NestedHost) -> list[str]:
 
 
 def assert_works(host: NestedHost) -> None:
+    off = [text for text in lines_of(host) if "disable" in text.lower()]
+    assert not off
     with host.agent.spawn() as worker, build.finalized(worker):
         pass
 
