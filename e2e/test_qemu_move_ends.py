@@ -16,7 +16,7 @@ from e2e.moves import MOVES
 from e2e.races import on
 from e2e.resets import reset, resetting
 from fixtures.agent import syscalls
-from fixtures.deadline import Deadline
+from fixtures.deadline import Deadline, comes_true
 from fixtures.errors import HarnessError
 from fixtures.guests.moving import CAPABILITIES, PAUSE, PAUSED, Destination, Move, moved
 from fixtures.guests.qemu_td import LAUNCH_SECONDS, QemuTd
@@ -247,6 +247,19 @@ def test_cancelled_before_the_destination_looked(
     destination.connect()
     assert destination.quit() == 0
     assert hkids.taken == 1
+
+
+def test_cancelled_leaves_no_file_open(source: QemuTd, movable_tds: QemuTds) -> None:
+    """Sockets to the destination, and what is to be sent to it."""
+    before = source.open_files, source.open_sockets
+    for _ in range(2):
+        destination = movable_tds.destination(source)
+        destination.program.signal(signal.SIGSTOP)
+        move = Move(source, destination)
+        source.execute("migrate_cancel")
+        assert move.end() == "cancelled"
+        kill(destination)
+        assert comes_true(lambda: before == (source.open_files, source.open_sockets))
 
 
 def test_cancelled_when_there_is_nothing_to_cancel(source: QemuTd, destination: Destination) -> None:
