@@ -19,7 +19,7 @@ from fixtures.kvm.abi import PAGE_SIZE, Request, TdxCmd, TdxCmdId
 from fixtures.kvm.memory import Memory
 
 CLONE_VM = 0x100
-_SYS_IOCTL, _SYS_PAUSE, _SYS_CLONE, _SYS_WAIT4 = 16, 34, 56, 61  # x86-64
+_SYS_IOCTL, _SYS_PAUSE, _SYS_CLONE, _SYS_WAIT4, _SYS_KILL = 16, 34, 56, 61, 62  # x86-64
 _STACK = PAGE_SIZE // 2
 _COMMAND, _DATA = 256, 512
 FOR_EVER = b"\xb8" + _SYS_PAUSE.to_bytes(4, "little") + b"\x0f\x05\xeb\xf7"
@@ -97,5 +97,5 @@ def child(worker: Worker, code: bytes = FOR_EVER, flags: int = 0) -> Iterator[in
         try:
             yield made.ret
         finally:
-            worker.agent.files.run("kill", "-KILL", str(made.ret))
-            worker.call(syscalls.syscall(_SYS_WAIT4, made.ret, 0, 0, 0))
+            kill = syscalls.syscall(_SYS_KILL, made.ret, signal.SIGKILL)
+            worker.batch([kill, syscalls.syscall(_SYS_WAIT4, made.ret, 0, 0, 0)])

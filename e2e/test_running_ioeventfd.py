@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fixtures.guests.execute import Executor, Row, tdcall
+from fixtures.guests.execute import Executor, Row, vmcall
 from fixtures.guests.ghci import IO, MMIO
 from fixtures.guests.launch import Launch
 from fixtures.guests.mailbox import Mailbox, Registers
@@ -108,13 +108,11 @@ ENTRY = struct.Struct("<QIIQ")
 """``struct kvm_coalesced_mmio``: address, size in bytes, whether it is a port, data."""
 ROOM = (PAGE_SIZE - RING_HEAD.size) // ENTRY.size - 1
 """One place stays empty, so that a full ring is not an empty one."""
-ALL_PASS = 0xFC00
-"""R10 to R15 of the TDVMCALL."""
 
 
 def row(asked: Registers) -> Row:
     """A TDVMCALL for the payload ``execute``."""
-    return tdcall(0, rcx=ALL_PASS, r11=asked.r11, r12=asked.r12, r13=asked.r13, r14=asked.r14, r15=asked.r15)
+    return vmcall(asked.r11, r12=asked.r12, r13=asked.r13, r14=asked.r14, r15=asked.r15)
 
 
 def ring(built: Assembly) -> tuple[int, list[tuple[int, ...]]]:

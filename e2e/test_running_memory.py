@@ -15,7 +15,7 @@ from fixtures.contracts.answers import refused
 from fixtures.contracts.promises import Contract, Refusal
 from fixtures.findings import shows
 from fixtures.guests import output
-from fixtures.guests.execute import SHARED_VA, Executor, Row, load
+from fixtures.guests.execute import Executor, load_shared
 from fixtures.guests.launch import Launch
 from fixtures.guests.running import inside, once
 from fixtures.kvm import abi
@@ -29,7 +29,6 @@ from fixtures.softseam.truth import Truth
 
 BASE = 0x100000
 PAGES = 16
-SYS_MADVISE = 28  # x86-64
 ACCEPTED, ALREADY_ACCEPTED = 0, 0xB0A
 FROM_HOST, FROM_GUEST = 0x0BADCAFE, 0x600DF00D
 
@@ -178,7 +177,7 @@ def test_shared_access_to_a_private_address_without_memory_leaves_to_user_space(
     """As one with memory: it is no MMIO."""
     built = launch("execute")
     built.td.set_memory_attributes(ELSEWHERE, PAGE_SIZE, private=True)
-    found = Executor(built).run_to_exit([read_shared(ELSEWHERE)])
+    found = Executor(built).run_to_exit([load_shared(ELSEWHERE)])
     assert isinstance(found, MemoryFaultExit)
     assert (found.gpa, found.size, found.private) == (ELSEWHERE, PAGE_SIZE, False)
 
@@ -189,11 +188,6 @@ def test_shared_access_to_a_private_address_without_memory_leaves_to_user_space(
 SHARED = InitVmParams().shared_bit
 ELSEWHERE = 0x40000000
 EPT_VIOLATION = 48
-
-
-def read_shared(gpa: int) -> Row:
-    """MOV from shared memory to EAX."""
-    return load(SHARED_VA | gpa)
 
 
 def test_memory_that_the_guest_made_shared_is_populated_as_shared(sharing: Assembly) -> None:
@@ -271,7 +265,7 @@ def test_shared_memory_is_added_to_a_td_that_runs(launch: Launch) -> None:
     built = launch("execute")
     guest = Executor(built)
     add_shared_memory(built)
-    (found,) = guest.run([read_shared(ELSEWHERE)])
+    (found,) = guest.run([load_shared(ELSEWHERE)])
     assert (found.vector, found["rax"]) == (None, FROM_HOST)
 
 
@@ -287,11 +281,11 @@ def test_shared_memory_is_added_where_it_was_missed_before(
         with refused(contract, Refusal.PRE_FAULT_NO_SLOT):
             built.vcpus[0].pre_fault(ELSEWHERE, PAGE_SIZE)
     else:
-        (before,) = guest.run([read_shared(ELSEWHERE)])
+        (before,) = guest.run([load_shared(ELSEWHERE)])
         assert before.ve is not None
         assert (before.ve.reason, before.ve.gpa) == (EPT_VIOLATION, SHARED | ELSEWHERE)
     add_shared_memory(built)
-    (after,) = guest.run([read_shared(ELSEWHERE)])
+    (after,) = guest.run([load_shared(ELSEWHERE)])
     with shows("F12"):
         assert (after.vector, after["rax"]) == (None, FROM_HOST)
 

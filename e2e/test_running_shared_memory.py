@@ -13,7 +13,7 @@ from e2e.children import child
 from fixtures.agent import syscalls
 from fixtures.deadline import comes_true
 from fixtures.guests import output
-from fixtures.guests.execute import SHARED_VA, Executor, Row, load, store
+from fixtures.guests.execute import SHARED_VA, Executor, load, load_shared, store
 from fixtures.guests.launch import Launch
 from fixtures.kvm import abi, commands
 from fixtures.kvm.abi import PAGE_SIZE
@@ -33,11 +33,6 @@ def word(data: bytes) -> int:
     return int.from_bytes(data[:4], "little")
 
 
-def read_shared(gpa: int) -> Row:
-    """MOV from shared memory to EAX."""
-    return load(SHARED_VA | gpa)
-
-
 def give_shared_memory(built: Assembly, *gpas: int) -> Memory:
     """Add slots of shared memory, all of which are one page of the process."""
     memory = Memory.map(built.worker, PAGE_SIZE)
@@ -53,7 +48,7 @@ def test_memory_of_two_slots_is_taken_from_both(launch: Launch) -> None:
     guest = Executor(built)
     gpas = (ELSEWHERE, ELSEWHERE + 2 * PAGE_SIZE)
     memory = give_shared_memory(built, *gpas)
-    reads = [read_shared(gpa) for gpa in gpas]
+    reads = [load_shared(gpa) for gpa in gpas]
     assert [found["rax"] for found in guest.run(reads)] == [FROM_HOST, FROM_HOST]
     done = built.worker.call(syscalls.syscall(SYS_MADVISE, memory.address, PAGE_SIZE, mmap.MADV_DONTNEED))
     assert done.ret == 0
@@ -86,7 +81,7 @@ def test_shared_memory_of_a_slot_that_is_made_anew_is_the_new_one(memfd: bool, l
         memory = Memory.map(built.worker, PAGE_SIZE)
         memory.write(0, value.to_bytes(4, "little"))
         built.td.set_slot(replace(slot, address=memory.address))
-        (found,) = guest.run([read_shared(ELSEWHERE)])
+        (found,) = guest.run([load_shared(ELSEWHERE)])
         assert found["rax"] == value
 
 
@@ -97,12 +92,12 @@ def test_shared_memory_that_comes_late_is_what_the_guest_finds(launch: Launch) -
     guest = Executor(built)
     with LateMemory.map(built.worker, PAGE_SIZE) as late:
         built.td.set_slot(MemorySlot(built.free_slot, ELSEWHERE, PAGE_SIZE, late.address))
-        guest.begin([read_shared(ELSEWHERE)])
+        guest.begin([load_shared(ELSEWHERE)])
         reading = built.vcpus[0].start()
         late.wanted()
         late.give(FROM_HOST.to_bytes(4, "little"))
         output.number_of(reading.result())
-        (again,) = guest.run([read_shared(ELSEWHERE)])
+        (again,) = guest.run([load_shared(ELSEWHERE)])
         assert (again.vector, again["rax"]) == (None, FROM_HOST)
         # There is no private page beside it.
         found = guest.run_to_exit([load(ELSEWHERE)])
